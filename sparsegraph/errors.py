@@ -1,0 +1,45 @@
+"""The typed errors of sparsegraph. Text: `<what failed> 'name': found X, need Y. Fix: Z`.
+
+Every class carries the exit code that the command line returns for it.
+"""
+
+
+class SparsegraphError(Exception):
+    """Parent of all errors that a user can act on."""
+
+    exit_code = 3
+
+
+class UsageError(SparsegraphError):
+    """A wrong option, recipe, feed name, shape or dtype."""
+
+    exit_code = 2
+
+
+class CaptureError(SparsegraphError):
+    """A model cannot be read: corrupt file, unsafe path, unbound dimension, unknown opset."""
+
+
+class PassError(SparsegraphError):
+    """A pass broke its own contract."""
+
+    exit_code = 4
+
+
+class UnsupportedError(SparsegraphError):
+    """An op, target or feature that the requested machine cannot run."""
+
+
+class VerifyError(SparsegraphError):
+    """Outputs differ from the reference runtime."""
+
+    exit_code = 4
+
+
+class ArtefactError(SparsegraphError):
+    """An artefact is damaged, modified, or made for another machine."""
+
+
+def message(what: str, name: str, found: object, need: object, fix: str) -> str:
+    """The one form of every error text."""
+    return f"{what} '{name}': found {found}, need {need}. Fix: {fix}"
