@@ -1,0 +1,219 @@
+"""The seam to TVM: tensor-level IR from Python calls, objects from LLVM. No other file but the
+kernel files of this package touches tvm, and those only through the names here.
+
+A kernel is one C function `void name(pointers..., scalars..., int32_t begin, int32_t end)`. It
+works on items [begin, end) of its outermost loop, so a host splits it over threads as it likes.
+Pass order: facts of TVM 0.27 (no packed calls, no runtime symbols but those of libm).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from sparsegraph.targets.target import Target
+
+Expr = Any  # a tirx expression; TVM's classes are not typed
+
+UNBOUNDED = 1 << 30  # declared length of a pointer argument: sizes are run-time arguments
+C_TYPES = {
+    "float32": "float", "int64": "int64_t", "int32": "int32_t", "int8": "int8_t",
+    "uint8": "uint8_t", "uint16": "uint16_t", "bool": "uint8_t", "float64": "double",
+}  # fmt: skip
+
+
+class Param(NamedTuple):
+    """One argument of a kernel: a pointer (`float32*`) or a scalar (`int32`, `float32`)."""
+
+    name: str
+    type: str
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.type.endswith("*")
+
+    @property
+    def dtype(self) -> str:
+        return self.type.rstrip("*")
+
+
+Signature = tuple[Param, ...]
+RANGE = (Param("begin", "int32"), Param("end", "int32"))
+
+
+def signature(text: str) -> Signature:
+    """`"y:float32* x:float32* n:int32"` -> Params."""
+    return tuple(Param(*word.split(":")) for word in text.split())
+
+
+def c_declaration(name: str, params: Signature) -> str:
+    """The C prototype of a kernel, its range included."""
+    args = ", ".join(
+        f"{C_TYPES[p.dtype]}{'*' if p.is_pointer else ''} {p.name}" for p in (*params, *RANGE)
+    )
+    return f"void {name}({args});"
+
+
+class Function:
+    """A kernel under construction: arguments as attributes, then the finished PrimFunc."""
+
+    def __init__(self) -> None:
+        self.prim_func: Any = None
+
+
+@contextmanager
+def function(name: str, params: Signature) -> Iterator[dict[str, Expr]]:
+    """Open a kernel; yields its arguments by name. Use through `build`."""
+    with T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        args: dict[str, Expr] = {}
+        for p in (*params, *RANGE):
+            if p.is_pointer:
+                dtype = "uint8" if p.dtype == "bool" else p.dtype
+                args[p.name] = T.arg(p.name, T.buffer((UNBOUNDED,), dtype, align=1))
+            else:
+                scalar = {"int32": T.int32, "float32": T.float32}[p.dtype]
+                args[p.name] = T.arg(p.name, scalar())
+        yield args
+
+
+def build(name: str, params: Signature, body: Any) -> Any:
+    """The PrimFunc of `body(**arguments)`, with pointer parameters."""
+    with IRBuilder() as ib, function(name, params) as args:
+        body(**args)
+    func = ib.get()
+    pointers, declarations = [], []
+    for p in func.params:
+        if isinstance(p.ty, tirx.buffer.BufferType):
+            handle = tirx.Var(p.name + "_p", PointerType(p.ty.dtype))
+            pointers.append(handle)
+            declarations.append(tirx.DeclBuffer(p, data=handle))
+        else:
+            pointers.append(p)
+    flat = tirx.PrimFunc(pointers, tirx.SeqStmt([*declarations, func.body]))
+    return flat.with_attr("global_symbol", name).with_attr("tirx.noalias", True)
+
+
+# ---------------------------------------------------------------- scalars and vectors
+
+
+def const(value: float | int, dtype: str = "float32") -> Expr:
+    return tirx.const(value, dtype)
+
+
+def as_int(x: Expr) -> Expr:
+    """Cast to int32, the type of all indices."""
+    return T.cast(x, "int32")
+
+
+def bind(x: Expr) -> Expr:
+    """Name a value, so that it is computed once."""
+    return T.Bind(x)
+
+
+def splat(x: Expr, lanes: int) -> Expr:
+    """Vector of `lanes` equal values; the scalar itself for one lane."""
+    return x if lanes == 1 else tirx.Broadcast(x, lanes)
+
+
+def load(buffer: Expr, index: Expr, lanes: int = 1) -> Expr:
+    """`lanes` consecutive elements from `index`."""
+    return buffer[index if lanes == 1 else tirx.Ramp(index, 1, lanes)]
+
+
+def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
+    """Store `lanes` consecutive elements at `index`."""
+    T.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
+
+
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """Vector of the named lanes of the concatenated `vectors`."""
+    return T.Shuffle(list(vectors), [const(i, "int32") for i in lanes])
+
+
+class Cell:
+    """A mutable scalar or vector that LLVM keeps in a register."""
+
+    def __init__(self, dtype: str = "float32", lanes: int = 1) -> None:
+        self.lanes = lanes
+        full = dtype if lanes == 1 else f"{dtype}x{lanes}"
+        self.buffer = T.alloc_buffer((1,), full, scope="global")
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [0])
+
+    def get(self) -> Expr:
+        return self.buffer[0]
+
+
+def loop(start: Expr | int, stop: Expr | int) -> Any:
+    """`with loop(a, b) as i:` counts i from a to b-1."""
+    return T.serial(start, stop)
+
+
+def when(condition: Expr) -> Any:
+    """`with when(c):` runs its body only if `c` holds."""
+    return _When(condition)
+
+
+class _When:
+    def __init__(self, condition: Expr) -> None:
+        self.outer, self.inner = T.If(condition), T.Then()
+
+    def __enter__(self) -> None:
+        self.outer.__enter__()
+        self.inner.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self.inner.__exit__(*exc)
+        self.outer.__exit__(*exc)
+
+
+# ---------------------------------------------------------------- code generation
+
+
+def _passes() -> list[Any]:
+    tir, s_tir = tvm.tirx.transform, tvm.s_tir.transform
+    return [
+        s_tir.CanonicalizeLoop(), s_tir.LowerInitBlock(),
+        s_tir.PlanAndUpdateBufferAllocationLocation(), s_tir.ConvertBlocksToOpaque(),
+        s_tir.CompactBufferAllocation(), s_tir.LowerMatchBuffer(), s_tir.StmtSimplify(),
+        s_tir.LowerOpaqueBlock(),
+        tir.FlattenBuffer(), tir.NarrowDataType(32), tir.VectorizeLoop(), tir.UnrollLoop(),
+        tir.StmtSimplify(), tir.RemoveNoOp(), tir.LowerIntrin(),
+    ]  # fmt: skip
+
+
+def _llvm(target: Target) -> Any:
+    attributes = [f"+{f}" for f in target.extra_features]
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    if attributes:
+        options["mattr"] = attributes
+    return tvm.target.Target(options)
+
+
+def compile_module(functions: dict[str, Any], target: Target) -> Any:
+    """LLVM module of all `functions` (name -> PrimFunc)."""
+    llvm = _llvm(target)
+    module = tvm.tirx.transform.BindTarget(llvm)(tvm.IRModule(functions))
+    with llvm, tvm.transform.PassContext(opt_level=3):
+        for step in _passes():
+            module = step(module)
+        return tvm.get_global_func("target.build.llvm")(module, llvm)
+
+
+def write_object(functions: dict[str, Any], target: Target, path: Path) -> None:
+    """Compile `functions` into the object file `path`."""
+    compile_module(functions, target).write_to_file(str(path))
+
+
+def assembly(functions: dict[str, Any], target: Target) -> str:
+    """Assembly text, for inspection and golden tests."""
+    return str(compile_module(functions, target).inspect_source("asm"))

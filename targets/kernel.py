@@ -1,0 +1,33 @@
+"""What all kernel families share: a spec with a name, a C signature and an emitter.
+
+A family is one file in `targets/kernels/`: a NumPy reference beside the emitter, a frozen
+dataclass as the spec, and a table `KERNELS` of specs that tests and benchmarks iterate.
+"""
+
+from typing import Any, Protocol
+
+from sparsegraph.targets import emit
+from sparsegraph.targets.target import Target
+
+
+class Kernel(Protocol):
+    """A kernel's spec: equal specs generate equal code."""
+
+    @property
+    def name(self) -> str:
+        """C symbol; spells the whole spec."""
+        ...
+
+    @property
+    def params(self) -> emit.Signature:
+        """Pointers and scalars, without the trailing range."""
+        ...
+
+    def body(self, target: Target) -> Any:
+        """A function that takes the arguments by name (with `begin`, `end`) and emits TIR."""
+        ...
+
+
+def prim_func(kernel: Kernel, target: Target) -> Any:
+    """The TVM function of one kernel on one target."""
+    return emit.build(kernel.name, kernel.params, kernel.body(target))

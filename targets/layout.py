@@ -1,0 +1,114 @@
+"""How a value lies in memory: row-major as ONNX writes it, or feature-major in blocks of points.
+
+Feature-major (`FeatureMajor`) puts vector lanes over points (pixels of an NCHW map, tokens of a
+sequence) and leaves features to scalars. Element (image n, feature c, point p) lies at
+
+    offset + n*image + (p // block)*tile + c*row + p % block         (in elements)
+
+`blocked` has tile = features*block, row = block: one tile of points is one contiguous panel.
+`planar` has tile = block, row = plane: every feature is one contiguous plane (NCHW with padded
+planes). Both are one formula, so kernels take the four strides as arguments and serve both.
+A slice of features is a view: the same strides with another offset.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from sparsegraph.targets.target import Target
+
+LINE = 16  # float32 values in a cache line of 64 bytes
+
+
+@dataclass(frozen=True)
+class RowMajor:
+    """As ONNX writes it: the last axis is contiguous."""
+
+
+@dataclass(frozen=True)
+class FeatureMajor:
+    """Strides of a feature-major value, in elements; every stride but `offset` covers padding.
+
+    Attributes:
+        images, features, points: logical extents.
+        block: points in one tile (the last tile of an image is padded up to `block`).
+        image, tile, row: strides of image, tile of points, feature.
+        offset: first element (feature slices are views).
+        axis: the axis of the logical ONNX shape that holds the features.
+    """
+
+    images: int
+    features: int
+    points: int
+    block: int
+    image: int
+    tile: int
+    row: int
+    axis: int
+    offset: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of points in one image."""
+        return -(-self.points // self.block)
+
+    @property
+    def is_planar(self) -> bool:
+        """True if the points of one feature are contiguous over the whole image."""
+        return self.tile == self.block
+
+    @property
+    def size(self) -> int:
+        """Elements to allocate for a value that is not a view, tail padding included."""
+        return self.images * self.image
+
+    def slice(self, start: int, features: int) -> "FeatureMajor":
+        """The view of features [start, start+features)."""
+        return dataclasses.replace(
+            self, features=features, offset=self.offset + start * self.row
+        )
+
+    def same_points(self, other: "FeatureMajor") -> bool:
+        """True if both tile the same points in the same way."""
+        mine = (self.images, self.points, self.block)
+        return mine == (other.images, other.points, other.block)
+
+
+def point_block(points: int, target: Target) -> int:
+    """Points per tile: 4 to 8 vectors (2 to 6 with 4 lanes), least padding, then most vectors.
+
+    With fewer than 4 vectors per tile a product is bound by broadcasts, with more than 8 the
+    accumulators of even one row leave the registers (benchmarks: kernels, `product`).
+    """
+    lanes = target.lanes
+    vectors = -(-points // lanes)
+    if vectors <= 8:
+        return max(1, vectors) * lanes
+    candidates = (6, 8, 4, 5, 7)
+    waste = {nv: -(-vectors // nv) * nv / vectors for nv in candidates}
+    best = min(waste.values())
+    return lanes * next(nv for nv in candidates if waste[nv] <= best + 0.03)
+
+
+def blocked(
+    images: int, features: int, points: int, axis: int, target: Target
+) -> FeatureMajor:
+    """Tiles of points, each a contiguous panel [features, block]; rows padded to cache lines."""
+    block = point_block(points, target)
+    row = -(-block // LINE) * LINE if block > LINE else block
+    tiles = -(-points // block)
+    return FeatureMajor(
+        images, features, points, block, tiles * features * row, features * row, row, axis
+    )
+
+
+def planar(
+    images: int, features: int, points: int, axis: int, target: Target
+) -> FeatureMajor:
+    """One plane per feature, padded to whole tiles and to an odd number of cache lines.
+
+    Planes a power of two apart fall into the same cache sets; an odd number of lines avoids it.
+    """
+    block = point_block(points, target)
+    lines = -(-(-(-points // block) * block) // LINE)
+    plane = (lines | 1) * LINE
+    return FeatureMajor(images, features, points, block, features * plane, block, plane, axis)
