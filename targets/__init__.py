@@ -3,9 +3,10 @@
 import platform
 from pathlib import Path
 
-from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.targets import aarch64, x86
 from sparsegraph.targets.target import Target, parse
+
+from sparsegraph.errors import UnsupportedError, message
 
 FAMILIES = (x86, aarch64)
 KNOWN: dict[str, Target] = {t.name: t for family in FAMILIES for t in family.TARGETS}

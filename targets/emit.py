@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tvm
+from sparsegraph.targets.target import Target
 from tvm import tirx
 from tvm.ir import PointerType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
-
-from sparsegraph.targets.target import Target
 
 Expr = Any  # a tirx expression; TVM's classes are not typed
 

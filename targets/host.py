@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from sparsegraph.targets import emit, link
 from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.target import Target
@@ -58,6 +57,7 @@ class Library:
 
 def _c_value(kind: str, value: Any) -> Any:
     if kind.endswith("*"):
-        assert value.flags.c_contiguous and value.dtype == np.dtype(kind[:-1]), (kind, value.dtype)
+        assert value.flags.c_contiguous, value.strides
+        assert value.dtype == np.dtype(kind[:-1]), (kind, value.dtype)
         return ctypes.c_void_p(value.ctypes.data)
     return ctypes.c_float(value) if kind == "float32" else ctypes.c_int32(int(value))

@@ -63,9 +63,7 @@ class FeatureMajor:
 
     def slice(self, start: int, features: int) -> "FeatureMajor":
         """The view of features [start, start+features)."""
-        return dataclasses.replace(
-            self, features=features, offset=self.offset + start * self.row
-        )
+        return dataclasses.replace(self, features=features, offset=self.offset + start * self.row)
 
     def same_points(self, other: "FeatureMajor") -> bool:
         """True if both tile the same points in the same way."""
@@ -89,9 +87,7 @@ def point_block(points: int, target: Target) -> int:
     return lanes * next(nv for nv in candidates if waste[nv] <= best + 0.03)
 
 
-def blocked(
-    images: int, features: int, points: int, axis: int, target: Target
-) -> FeatureMajor:
+def blocked(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:
     """Tiles of points, each a contiguous panel [features, block]; rows padded to cache lines."""
     block = point_block(points, target)
     row = -(-block // LINE) * LINE if block > LINE else block
@@ -101,9 +97,7 @@ def blocked(
     )
 
 
-def planar(
-    images: int, features: int, points: int, axis: int, target: Target
-) -> FeatureMajor:
+def planar(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:
     """One plane per feature, padded to whole tiles and to an odd number of cache lines.
 
     Planes a power of two apart fall into the same cache sets; an odd number of lines avoids it.

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.targets.target import Target
+
+from sparsegraph.errors import UnsupportedError, message
 
 
 def driver(target: Target) -> list[str]:
