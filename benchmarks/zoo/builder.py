@@ -8,6 +8,7 @@ Each tensor has its own generator, seeded by its name: adding a layer never chan
 import math
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,11 +47,11 @@ class Builder:
                 names[:] = [name if v == value else v for v in names]
         self._outputs.append(helper.make_empty_tensor_value_info(name))
 
-    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output and return that value."""
         return self.op_n(1, op_type, *inputs, **attributes)[0]
 
-    def op_n(self, n_outputs: int, op_type: str, *inputs: str, **attributes: object) -> list[str]:
+    def op_n(self, n_outputs: int, op_type: str, *inputs: str, **attributes: Any) -> list[str]:
         """Add a node with `n_outputs` outputs and return them."""
         number = self._counts.get(op_type, 0)
         self._counts[op_type] = number + 1

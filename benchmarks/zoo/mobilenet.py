@@ -4,6 +4,9 @@ import onnx
 
 from benchmarks.zoo.builder import Builder
 
+Stage = tuple[int, int, int, int, int]
+"""(expansion, channels, repeats, first stride, kernel)."""
+
 V1_BLOCKS = (
     (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
     (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
@@ -14,7 +17,7 @@ V2_STAGES = (
     (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3),
     (6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3),
 )  # fmt: skip
-"""(expansion, channels, repeats, first stride, kernel): table 2 of the paper."""
+"""Table 2 of the paper."""
 
 LITE0_STAGES = (
     (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
@@ -59,7 +62,16 @@ def efficientnet_lite0(
     )
 
 
-def _inverted(name, stages, size, batch, classes, seed, *, tensorflow):  # type: ignore[no-untyped-def]
+def _inverted(
+    name: str,
+    stages: tuple[Stage, ...],
+    size: int,
+    batch: int,
+    classes: int,
+    seed: int,
+    *,
+    tensorflow: bool,
+) -> onnx.ModelProto:
     b = Builder(name, seed=seed)
     x = b.input("input", (batch, 3, size, size))
     x = b.conv(x, "stem.conv", 3, 32, 3, stride=2, pads=_pads(3, 2, tensorflow))

@@ -1,11 +1,16 @@
 """ResNet-18 and ResNet-50 (He et al. 2015), with the stride in the 3x3 as torchvision has it."""
 
+from collections.abc import Callable
+
 import onnx
 
 from benchmarks.zoo.builder import Builder
 
 BRANCH_GAIN = 0.25
 """Scale of the last normalisation of a residual branch: sixteen additions stay of order one."""
+
+Block = Callable[[Builder, str, str, int, int, int], str]
+"""(builder, input, name, input channels, width, stride) -> output."""
 
 
 def resnet18(
@@ -22,7 +27,16 @@ def resnet50(
     return _resnet("resnet50", _bottleneck, 4, (3, 4, 6, 3), size, batch, classes, seed)
 
 
-def _resnet(name, block, expansion, depths, size, batch, classes, seed):  # type: ignore[no-untyped-def]
+def _resnet(
+    name: str,
+    block: Block,
+    expansion: int,
+    depths: tuple[int, ...],
+    size: int,
+    batch: int,
+    classes: int,
+    seed: int,
+) -> onnx.ModelProto:
     b = Builder(name, seed=seed)
     x = b.input("input", (batch, 3, size, size))
     x = b.conv(x, "conv1", 3, 64, 7, stride=2)

@@ -91,7 +91,9 @@ def _bert_layer(b: Builder, x: str, bias: str, name: str, sizes: tuple[int, int,
     return b.layer_norm(b.op("Add", y, x), f"{name}.output.LayerNorm", width, epsilon=1e-12)
 
 
-def _deit(name, width, heads, size, batch, classes, seed):  # type: ignore[no-untyped-def]
+def _deit(
+    name: str, width: int, heads: int, size: int, batch: int, classes: int, seed: int
+) -> onnx.ModelProto:
     b = Builder(name, seed=seed)
     n_patches = (size // 16) ** 2
     x = b.input("input", (batch, 3, size, size))

@@ -6,6 +6,7 @@ convolutions, as the reference exporter does, and boxes are decoded in the graph
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from benchmarks.zoo.builder import Builder
 
@@ -95,7 +96,7 @@ def _decode(b: Builder, sides: str, size: int, batch: int) -> str:
     return b.op("Mul", boxes, b.constant(strides))
 
 
-def _anchors(size: int) -> tuple[np.ndarray, np.ndarray]:
+def _anchors(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cell centres [1, 2, n] and strides [1, n] of all levels, in cells and pixels."""
     centres, strides = [], []
     for stride in STRIDES:
