@@ -1,0 +1,265 @@
+"""Statistics of layer inputs, gathered by running a model on real feeds in ONNX Runtime.
+
+Two ways in. `statistics` taps any values of a model in one pass per feed. `Stream` walks a model
+segment by segment with every feed in flight, so that weights behind the current position can be
+changed before the next layer is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph.errors import UsageError, message
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Progress = Callable[[int, int], None]
+
+LARGEST_MOMENT_BYTES = 1 << 28  # above it, only norms and means are kept (5,792 columns at fp64)
+_PROTO_BYTES = 1 << 30  # above it, weights travel to ONNX Runtime through a temporary file
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How one value becomes rows of layer inputs, [n, groups, columns].
+
+    kernel None: the axis `feature_axis` holds the columns and every other axis counts rows.
+    With a kernel: NCHW patches as a convolution reads them, columns = in / group * kernel.
+    """
+
+    feature_axis: int = -1
+    kernel: tuple[int, ...] | None = None
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    group: int = 1
+
+    def of(self, x: Array, keep: Array | None = None) -> Array:
+        """Rows of `x` as fp32 [n, groups, columns]; `keep` is a boolean mask of leading axes."""
+        if self.kernel is not None:
+            return self._patches(x)
+        moved = np.moveaxis(x, self.feature_axis, -1)
+        if keep is not None and moved.shape[: keep.ndim] == keep.shape:
+            moved = moved[keep]
+        rows = moved.reshape(-1, 1, moved.shape[-1])
+        return np.asarray(rows, dtype=np.float32)
+
+    def _patches(self, x: Array) -> Array:
+        assert self.kernel is not None
+        rank = len(self.kernel)
+        pads = [(0, 0), (0, 0), *zip(self.pads[:rank], self.pads[rank:])]
+        padded = np.pad(x, pads)
+        reach = tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
+        axes = tuple(range(2, 2 + rank))
+        view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
+        steps = tuple(slice(None, None, s) for s in self.strides)
+        taps = tuple(slice(None, None, d) for d in self.dilations)
+        view = view[(slice(None), slice(None), *steps, *taps)]
+        points = np.moveaxis(view, 1, 1 + rank)  # [batch, points..., channels, kernel...]
+        rows = points.reshape(-1, self.group, points[0].size // self._n_points(points) // self.group)
+        return np.asarray(rows, dtype=np.float32)
+
+    def _n_points(self, points: Array) -> int:
+        assert self.kernel is not None
+        return int(np.prod(points.shape[1 : 1 + len(self.kernel)]))
+
+
+@dataclass
+class Moments:
+    """Running sums over rows of one layer's input, fp64, per group.
+
+    total [groups, columns], square [groups, columns] and second = X^T X [groups, columns, columns],
+    None when it would exceed LARGEST_MOMENT_BYTES.
+    """
+
+    n: int = 0
+    total: Array = field(default_factory=lambda: np.zeros(0))
+    square: Array = field(default_factory=lambda: np.zeros(0))
+    second: Array | None = None
+
+    def add(self, rows: Array) -> None:
+        """Add fp32 rows [n, groups, columns]; products are fp32, their sum over calls fp64."""
+        if self.n == 0:
+            groups, columns = rows.shape[1:]
+            self.total, self.square = np.zeros((2, groups, columns))
+            if 8 * groups * columns**2 <= LARGEST_MOMENT_BYTES:
+                self.second = np.zeros((groups, columns, columns))
+        self.n += rows.shape[0]
+        self.total += rows.sum(axis=0, dtype=np.float64)
+        self.square += np.einsum("ngk,ngk->gk", rows, rows, dtype=np.float64)
+        if self.second is not None:
+            by_group = rows.swapaxes(0, 1)
+            self.second += by_group.swapaxes(1, 2) @ by_group
+
+    @property
+    def mean(self) -> Array:
+        """Mean of every column, [groups, columns]."""
+        return self.total / max(self.n, 1)
+
+    @property
+    def norm(self) -> Array:
+        """Root mean square of every column, [groups, columns]."""
+        return np.sqrt(self.square / max(self.n, 1))
+
+
+@contextmanager
+def _session(model: ir.Model, threads: int = 0) -> Iterator[Any]:
+    """An ONNX Runtime session; weights beyond the protobuf limit go through a temporary file."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    n_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    with tempfile.TemporaryDirectory(prefix="sparsegraph-") as folder:
+        if n_bytes > _PROTO_BYTES:
+            path = Path(folder) / "model.onnx"
+            ir.save(model, path, external_data="model.data")
+            source: str | bytes = str(path)
+        else:
+            source = ir.to_proto(model).SerializeToString()
+        yield ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _tapped(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Model]:
+    """The model with more outputs, restored on leaving; no weight is copied."""
+    outputs = model.graph.outputs
+    n, have = len(outputs), {v.name for v in outputs}
+    by_name = {v.name: v for node in model.graph for v in node.outputs}
+    try:
+        outputs.extend(by_name[name] for name in names if name not in have and name in by_name)
+        yield model
+    finally:
+        del outputs[n:]
+
+
+def statistics(
+    model: ir.Model,
+    feeds: Iterable[Feed],
+    taps: Mapping[str, Rows],
+    *,
+    mask: str = "attention_mask",
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """Moments of the named values over all feeds, streamed: one feed is in memory at a time.
+
+    `mask` names a graph input whose zeros mark rows (padding) to leave out where shapes agree.
+    Memory: the taps of one feed, plus 8 * groups * columns^2 bytes per tap.
+    Raises UsageError for a tap that is neither a node output nor a graph input, or without feeds.
+    """
+    known = {v.name for node in model.graph for v in node.outputs}
+    inputs = {v.name for v in model.graph.inputs}
+    for name in taps:
+        if name not in known | inputs:
+            fix = "name a node output or a graph input of this model"
+            raise UsageError(message("tap", name, "no such value", "a value of the graph", fix))
+    moments = {name: Moments() for name in taps}
+    fetched = [name for name in taps if name in known]
+    feeds = list(feeds)
+    with _tapped(model, fetched), _session(model) as session:
+        for done, feed in enumerate(feeds, 1):
+            values = dict(zip(fetched, session.run(fetched, dict(feed)))) | dict(feed)
+            for name, rows in taps.items():
+                moments[name].add(rows.of(values[name], kept_rows(feed, mask)))
+            if progress is not None:
+                progress(done, len(feeds))
+    return moments
+
+
+def kept_rows(feed: Feed, mask: str) -> Array | None:
+    """The boolean mask input of a feed, or None when the feed has none."""
+    return np.asarray(feed[mask]) != 0 if mask in feed else None
+
+
+class Stream:
+    """All feeds travelling through a model together, stopped between two nodes.
+
+    Memory: for each feed, the values that are alive at the current position.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Iterable[Feed]) -> None:
+        self._graph, self._version = model.graph, model.ir_version
+        self._nodes = list(model.graph)
+        self._last_use = self._find_last_uses()
+        self._position = 0
+        self._states = [dict(feed) for feed in feeds]
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def position(self, value: ir.Value) -> int:
+        """How many nodes must have run before `value` exists."""
+        producer = value.producer()
+        return 0 if producer is None else self._nodes.index(producer) + 1
+
+    def advance(self, value: ir.Value) -> None:
+        """Run every node up to and including the producer of `value`."""
+        stop = self.position(value)
+        if stop <= self._position:
+            return
+        model, names = self._segment(stop)
+        with _session(model) as session:
+            inputs = [v.name for v in model.graph.inputs]
+            for state in self._states:
+                found = session.run(names, {name: state[name] for name in inputs})
+                state.update(zip(names, found))
+                for name in [n for n in state if self._last_use.get(n, 0) <= stop]:
+                    if name != value.name and not self._is_input(name):
+                        del state[name]
+        self._position = stop
+
+    def values(self, value: ir.Value) -> Iterator[Array]:
+        """`value` for every feed, in order; it must have been reached and still be alive."""
+        for state in self._states:
+            yield state[str(value.name)]
+
+    def _is_input(self, name: str) -> bool:
+        return any(v.name == name for v in self._graph.inputs)
+
+    def _find_last_uses(self) -> dict[str, int]:
+        last: dict[str, int] = {}
+        for i, node in enumerate(self._nodes, 1):
+            for name in _names_read(node):
+                last[name] = i
+        return last
+
+    def _segment(self, stop: int) -> tuple[ir.Model, list[str]]:
+        """The nodes up to `stop` as a model, and the names of its outputs: what is alive there."""
+        nodes = self._nodes[self._position : stop]
+        made = [v for node in nodes for v in node.outputs if v.name]
+        alive = [v for v in made if self._last_use.get(str(v.name), 0) > stop]
+        alive += [v for v in nodes[-1].outputs if v.name and v not in alive]
+        inside = {v.name for v in made}
+        constants = self._graph.initializers
+        read = {name for node in nodes for name in _names_read(node)}
+        inputs = sorted(read - inside - set(constants))
+        graph = ir.convenience.extract(self._graph, inputs=inputs, outputs=alive)
+        for given in graph.inputs:
+            sample = self._states[0][str(given.name)]
+            given.dtype = ir.DataType.from_numpy(sample.dtype)
+            if len({s[str(given.name)].shape for s in self._states}) == 1:
+                given.shape = ir.Shape(sample.shape)
+            else:
+                given.shape = ir.Shape([None] * sample.ndim)
+        return ir.Model(graph, ir_version=self._version), [str(v.name) for v in alive]
+
+
+def _names_read(node: ir.Node) -> set[str]:
+    """Names that a node reads, in its subgraphs too."""
+    read = {str(v.name) for v in node.inputs if v is not None}
+    for attribute in node.attributes.values():
+        graphs = attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        for graph in graphs:
+            read |= {name for inner in graph for name in _names_read(inner)}
+    return read
