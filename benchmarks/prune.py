@@ -51,6 +51,11 @@ def all_but_the_stem(layer: Layer) -> bool:
     return layer.index > 0 and layer.groups == 1
 
 
+def detector_convolutions(layer: Layer) -> bool:
+    """Every convolution but the stem and the fixed sum over box-side bins."""
+    return all_but_the_stem(layer) and layer.shape[0] > 1
+
+
 def pointwise(layer: Layer) -> bool:
     """1x1 convolutions: what MobileNets are pruned in."""
     return layer.is_pointwise
@@ -67,7 +72,7 @@ SELECTORS: dict[str, Selector] = {
     "mobilenet_v1": pointwise,
     "mobilenet_v2": pointwise,
     "efficientnet_lite0": pointwise,
-    "yolov8n": all_but_the_stem,
+    "yolov8n": detector_convolutions,
     "minilm": encoder_linears,
     "deit_tiny": encoder_linears,
     "deit_small": encoder_linears,
@@ -81,8 +86,8 @@ def selector_for(model: str) -> Selector:
 
 
 def layers(model: onnx.ModelProto) -> Iterator[Layer]:
-    """Conv, Gemm and MatMul nodes whose second input is an initializer, in graph order."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    """Conv, Gemm and MatMul nodes whose second input is constant, in graph order."""
+    shapes = {name: tuple(tensor.dims) for name, tensor in _constants(model).items()}
     index = 0
     for node in model.graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in shapes:
@@ -121,9 +126,9 @@ def magnitude(
     if density == 1:
         return pruned
     chosen = {layer.weight: layer for layer in selected(model, layers)}
-    for tensor in pruned.graph.initializer:
-        if tensor.name in chosen:
-            weight = _zeroed(numpy_helper.to_array(tensor), chosen[tensor.name], keep)
+    for name, tensor in _constants(pruned).items():
+        if name in chosen:
+            weight = _zeroed(numpy_helper.to_array(tensor), chosen[name], keep)
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     return pruned
 
@@ -137,12 +142,21 @@ def selected(model: onnx.ModelProto, selector: Selector | None = None) -> list[L
 def densities(model: onnx.ModelProto, chosen: Iterable[Layer]) -> dict[str, float]:
     """Fraction of non-zeros of every chosen weight."""
     wanted = {layer.weight for layer in chosen}
-    return {
-        tensor.name: float(np.count_nonzero(array) / array.size)
-        for tensor in model.graph.initializer
-        if tensor.name in wanted
-        for array in [numpy_helper.to_array(tensor)]
+    arrays = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in _constants(model).items()
+        if name in wanted
     }
+    return {name: float(np.count_nonzero(a) / a.size) for name, a in arrays.items()}
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Tensor of every initializer and of every Constant node, by value name, for editing."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    return tensors
 
 
 def _zeroed(weight: Array, layer: Layer, keep: Callable[[Array], Mask]) -> Array:
@@ -181,7 +195,8 @@ def _keep_blocks(score: Array, rows: int, columns: int, density: float) -> Mask:
     sums = padded.reshape(down, rows, across, columns).sum(axis=(1, 3)).ravel()
     kept = np.zeros(sums.size, bool)
     n_kept = round(density * sums.size)
-    kept[np.argsort(-sums, kind="stable")[:n_kept]] = True
+    if n_kept:
+        kept[np.argpartition(-sums, n_kept - 1)[:n_kept]] = True
     grid = kept.reshape(down, across)
     return np.repeat(np.repeat(grid, rows, axis=0), columns, axis=1)[:n_out, :n_in]
 

@@ -26,9 +26,17 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul nodes."""
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul nodes.
+
+    Raises ValueError when shape inference leaves an operand of such a node open.
+    """
     shapes = value_shapes(model)
-    return sum(node_macs(node, shapes) for node in model.graph.node)
+    try:
+        return sum(node_macs(node, shapes) for node in model.graph.node)
+    except KeyError as error:
+        raise ValueError(
+            f"cannot count '{model.graph.name}': found no static shape of value {error}"
+        ) from None
 
 
 def node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -51,7 +59,8 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = model.graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(d.HasField("dim_value") for d in dims):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
     return shapes
