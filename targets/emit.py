@@ -162,6 +162,38 @@ def when(condition: Expr) -> Any:
     return _When(condition)
 
 
+class Choice:
+    """`with choose(c) as (then, otherwise):` followed by `with then:` and `with otherwise:`."""
+
+    def __init__(self, condition: Expr) -> None:
+        self._if = T.If(condition)
+
+    def __enter__(self) -> tuple[Any, Any]:
+        self._if.__enter__()
+        return T.Then(), T.Else()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._if.__exit__(*exc)
+
+
+choose = Choice
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    """The smaller of two scalars or of two vectors, lane by lane."""
+    return tirx.Min(a, b)
+
+
+def maximum(a: Expr, b: Expr) -> Expr:
+    """The larger of two scalars or of two vectors, lane by lane."""
+    return tirx.Max(a, b)
+
+
+def select(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """a where `condition` holds, else b; both are evaluated. Never bind a vector condition."""
+    return tirx.Select(condition, a, b)
+
+
 class _When:
     def __init__(self, condition: Expr) -> None:
         self.outer, self.inner = T.If(condition), T.Then()

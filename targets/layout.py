@@ -72,19 +72,18 @@ class FeatureMajor:
 
 
 def point_block(points: int, target: Target) -> int:
-    """Points per tile: 4 to 8 vectors (2 to 6 with 4 lanes), least padding, then most vectors.
+    """Points per tile: 4 to 8 vectors, least padding first, then the order below.
 
-    With fewer than 4 vectors per tile a product is bound by broadcasts, with more than 8 the
-    accumulators of even one row leave the registers (benchmarks: kernels, `product`).
+    With fewer than 4 vectors a product is bound by broadcasts; with more than 6 only one row fits
+    the registers (benchmarks: kernels, `product`: 6 and 4 are best where nothing is padded).
     """
     lanes = target.lanes
     vectors = -(-points // lanes)
-    if vectors <= 8:
+    if vectors <= 7:
         return max(1, vectors) * lanes
-    candidates = (6, 8, 4, 5, 7)
-    waste = {nv: -(-vectors // nv) * nv / vectors for nv in candidates}
+    waste = {nv: -(-vectors // nv) * nv / vectors for nv in (6, 4, 5, 8, 7)}
     best = min(waste.values())
-    return lanes * next(nv for nv in candidates if waste[nv] <= best + 0.03)
+    return lanes * next(nv for nv, w in waste.items() if w <= best + 0.03)
 
 
 def blocked(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:
