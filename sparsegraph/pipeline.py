@@ -1,0 +1,235 @@
+"""The compiler's graph half as one list, and the driver that runs and proves it."""
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph import debug
+from sparsegraph.errors import PassError, UsageError, VerifyError, message
+from sparsegraph.graph import fill_shapes
+from sparsegraph.passes.classify_masks import ClassifyMasks
+from sparsegraph.passes.dedupe import Dedupe
+from sparsegraph.passes.fold_batch_norm import FoldBatchNorm
+from sparsegraph.passes.fold_constants import FoldConstants
+from sparsegraph.passes.fold_conv_bias import FoldConvBias
+from sparsegraph.passes.fold_scale import FoldScale
+from sparsegraph.passes.fold_shapes import FoldShapes
+from sparsegraph.passes.fuse_attention import FuseAttention
+from sparsegraph.passes.fuse_gelu import FuseGelu
+from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
+from sparsegraph.passes.merge_reshapes import MergeReshapes
+from sparsegraph.passes.merge_transposes import MergeTransposes
+from sparsegraph.passes.remove_identity import RemoveIdentity
+from sparsegraph.passes.remove_unused import RemoveUnused
+from sparsegraph.passes.split_batch_norm import SplitBatchNorm
+from sparsegraph.rewrite import Decline, Fuel, Pass
+from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for, tolerance
+
+PASSES: tuple[Pass, ...] = (
+    # understand: only what depends on the input stays a node
+    RemoveUnused(),
+    Dedupe(),  # first, or equal masks would be folded once per layer
+    FoldShapes(),  # shapes are static, so Shape and Size are numbers
+    FoldConstants(),  # masks, merges, transposed weights: every input-independent subgraph
+    RemoveIdentity(),
+    MergeReshapes(),
+    MergeTransposes(),
+    Dedupe(),
+    # recognise: decomposed forms become the op that they mean
+    FuseGelu(),
+    FuseLayerNorm(),
+    FuseAttention(),
+    # shrink: arithmetic on constants moves into the weights
+    FoldBatchNorm(),
+    FoldConvBias(),
+    FoldScale(),
+    SplitBatchNorm(),  # what is left of batch norm is a multiply and an add
+    # clean: what the steps above left behind
+    FoldConstants(),
+    RemoveIdentity(),
+    MergeReshapes(),
+    MergeTransposes(),
+    MergeReshapes(),
+    Dedupe(),
+    RemoveUnused(),
+    ClassifyMasks(),  # annotates, changes nothing
+)
+
+_SENSITIVITY_FACTOR = 32.0  # allowed multiple of the change that a last-bit change of inputs causes
+_LOOSEST = 5e-2
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One run of one pass. `max_rel_error` is None when nothing had to be verified."""
+
+    name: str
+    n_applied: int
+    declined: tuple[Decline, ...]
+    nodes_before: int
+    nodes_after: int
+    ms: float
+    max_rel_error: float | None
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The optimised model and what each pass did to it, in order."""
+
+    model: ir.Model
+    records: tuple[PassRecord, ...]
+
+
+def optimize(
+    model: ir.Model,
+    *,
+    verify: bool = True,
+    skip: Collection[str] = (),
+    stop_after: str | None = None,
+    fuel: int | None = None,
+    dump: str | Path | None = None,
+    on_pass: Callable[[PassRecord], None] | None = None,
+    passes: Sequence[Pass] = PASSES,
+) -> Optimized:
+    """Run the passes on a copy of a captured model.
+
+    `fuel` bounds the number of rewrites over all passes. `dump` keeps every stage as a model (also
+    SPARSEGRAPH_DUMP). Raises VerifyError when a pass changes the outputs (the pass is undone, named,
+    and a reproducer written), UsageError for an unknown pass name, PassError for a broken pass.
+    """
+    _check_names(passes, skip, stop_after)
+    folder = Path(dump) if dump is not None else debug.dump_folder()
+    judge = Judge(model) if verify else None
+    current = model.clone()
+    tank = Fuel(fuel)
+    records: list[PassRecord] = []
+    if folder is not None:
+        debug.dump(current, folder, 0, "capture")
+    for step in passes:
+        if step.name in skip:
+            continue
+        after, record = run_pass(step, current, tank, judge, folder)
+        debug.show(record, current, after)
+        current = after
+        records.append(record)
+        if folder is not None and record.n_applied:
+            debug.dump(current, folder, len(records), step.name)
+        if on_pass is not None:
+            on_pass(record)
+        if step.name == stop_after:
+            break
+    return Optimized(current, tuple(records))
+
+
+def run_pass(
+    step: Pass,
+    model: ir.Model,
+    fuel: Fuel,
+    judge: "Judge | None" = None,
+    folder: Path | None = None,
+) -> tuple[ir.Model, PassRecord]:
+    """Run one pass on a copy; `model` stays as it was, whatever happens."""
+    start = time.perf_counter()
+    after = model.clone()
+    try:
+        outcome = step.run(after, fuel)
+        fill_shapes(after)
+    except (PassError, VerifyError):
+        raise
+    except Exception as error:
+        found, fix = f"{type(error).__name__}: {error}", f"skip it with --skip {step.name}"
+        raise PassError(message("pass", step.name, found, "no failure", fix)) from error
+    error_size = None
+    if judge is not None and outcome.n_applied:
+        error_size = judge.check(step, model, after, folder)
+    ms = (time.perf_counter() - start) * 1e3
+    before_after = (len(model.graph), len(after.graph))
+    return after, PassRecord(
+        step.name, outcome.n_applied, outcome.declined, *before_after, ms, error_size
+    )
+
+
+class Judge:
+    """Compares every stage with the outputs of the captured model on fixed feeds."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._cases = _reference_cases(model)
+
+    def check(self, step: Pass, before: ir.Model, after: ir.Model, folder: Path | None) -> float:
+        """The largest error over the feeds, as a fraction of the reference's largest value.
+
+        Raises VerifyError, after writing a reproducer, when an exact pass exceeds the bound.
+        """
+        worst = 0.0
+        session = Session(after)
+        for feed, want, bound in self._cases:
+            error = compare(session.run(feed), want)
+            limit = bound if step.exact else np.inf
+            if error > limit or (not step.exact and np.isinf(error)):
+                _fail(step, before, feed, error, bound, folder)
+            worst = max(worst, error)
+        if not step.exact:
+            self._cases = [(f, session.run(f), b) for f, _, b in self._cases]
+        return worst
+
+
+def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:
+    """Feeds, reference outputs and error bounds; feeds that the model itself refuses are left out."""
+    session = Session(model)
+    cases: list[tuple[Feed, Outputs, float]] = []
+    refused: VerifyError | None = None
+    for feed in feeds_for(model):
+        try:
+            want = session.run(feed)
+        except VerifyError as error:
+            refused = error
+            continue
+        cases.append((feed, want, _bound(session, feed, want)))
+    if not cases and refused is not None:
+        raise refused
+    return cases
+
+
+def _bound(session: Session, feed: Feed, want: Outputs) -> float:
+    """The tolerance, wider where the model itself amplifies last-bit changes of its inputs.
+
+    Saturated softmax on large values does: reordering a sum then moves outputs by more than 1e-4
+    although nothing is wrong.
+    """
+    rng = np.random.default_rng(1)
+    nudged = {name: _nudge(array, rng) for name, array in feed.items()}
+    base = tolerance(want)
+    sensitivity = compare(session.run(nudged), want)
+    if not np.isfinite(sensitivity):
+        return base
+    return min(max(base, _SENSITIVITY_FACTOR * sensitivity), max(base, _LOOSEST))
+
+
+def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    away = rng.integers(0, 2, array.shape) * 2 - 1
+    return (array * (1 + away * np.finfo(array.dtype).eps)).astype(array.dtype)
+
+
+def _fail(
+    step: Pass, before: ir.Model, feed: Feed, error: float, bound: float, folder: Path | None
+) -> None:
+    place = folder or Path(tempfile.mkdtemp(prefix="sparsegraph-"))
+    path = debug.reproducer(before, feed, place, step.name)
+    found, need = f"outputs off by {error:.1e}", f"at most {bound:.1e}"
+    fix = f"skip it with --skip {step.name} and report {path}"
+    raise VerifyError(message("pass", step.name, found, need, fix))
+
+
+def _check_names(passes: Sequence[Pass], skip: Collection[str], stop_after: str | None) -> None:
+    known = [p.name for p in passes]
+    for name in (*skip, *([stop_after] if stop_after else [])):
+        if name not in known:
+            need = ", ".join(dict.fromkeys(known))
+            raise UsageError(message("pass", name, "no such pass", need, "use one of these"))
