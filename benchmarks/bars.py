@@ -114,12 +114,8 @@ def _judge_cost(bar: Bar, results: Results) -> Verdict:
             continue
         figures = {
             "compile_s": cost.compile_s,
-            "peak_memory_gib": _quotient(cost.peak_memory_bytes, GIB),
-            "weight_ratio": _quotient(cost.weight_bytes, cost.dense_weight_bytes),
+            "peak_memory_gib": cost.peak_memory_bytes and cost.peak_memory_bytes / GIB,
+            "weight_ratio": cost.weight_ratio,
         }
         return Verdict(bar, figures[bar.metric], cost.error or "")
     return Verdict(bar, None, "not measured")
-
-
-def _quotient(a: int | None, b: int | None) -> float | None:
-    return a / b if a is not None and b else None

@@ -5,6 +5,7 @@ python -m benchmarks.compile_cost model.onnx     ->  one line of JSON
 
 import importlib
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 
 import onnx
 
+from benchmarks import prune
 from benchmarks.results import Cost
 from benchmarks.workloads import WORKLOADS
 from benchmarks.zoo.counts import parameters
 
+CHILD = "benchmarks.compile_cost"
 FLOAT_BYTES = 4
 KIB = 1024
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +29,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def measure(workload: str, density: float) -> Cost:
     """Build, prune and save the model here, compile it in a child process."""
-    model = WORKLOADS[workload].build(density)
+    work = WORKLOADS[workload]
+    model = work.build(density)
+    total = parameters(model) * FLOAT_BYTES
+    dense = FLOAT_BYTES * sum(
+        math.prod(shape)
+        for shape in {s.weight: s.shape for s in prune.selected(model, work.selector)}.values()
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(model, file)
         child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.compile_cost", str(file)],
+            [sys.executable, "-m", CHILD, str(file)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -40,7 +49,9 @@ def measure(workload: str, density: float) -> Cost:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         return Cost(workload, density, error=reason[0])
     figures = json.loads(child.stdout.splitlines()[-1])
-    return Cost(workload, density, dense_weight_bytes=parameters(model) * FLOAT_BYTES, **figures)
+    return Cost(
+        workload, density, dense_weight_bytes=dense, other_weight_bytes=total - dense, **figures
+    )
 
 
 def main(arguments: list[str]) -> None:

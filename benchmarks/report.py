@@ -21,6 +21,10 @@ HEADER = [
 ]  # fmt: skip
 
 
+FILE_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
+
+
 def line(row: Row) -> str:
     """One row as progress text."""
     return "  ".join(cell for cell in _cells(row) if cell)
@@ -102,11 +106,13 @@ def _print(found: Results, table: Table) -> None:
     from rich.table import Table as RichTable
 
     header, rows = table
-    shown = RichTable(*header, box=box.SIMPLE)
+    shown = RichTable(box=box.SIMPLE)
+    for name in header:
+        shown.add_column(name, no_wrap=name != "note", overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    console = Console(soft_wrap=True)
-    console.print(heading(found), markup=False, highlight=False)
+    console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
+    console.print(heading(found), markup=False, highlight=False, soft_wrap=True)
     console.print(shown)
 
 

@@ -73,8 +73,21 @@ class Cost:
     compile_s: float | None = None
     peak_memory_bytes: int | None = None
     weight_bytes: int | None = None
+    """Of all weights in the artefact."""
     dense_weight_bytes: int | None = None
+    """Of the pruned layers before pruning."""
+    other_weight_bytes: int | None = None
+    """Of everything that is not pruned: embeddings, stem, depthwise, biases."""
     error: str | None = None
+
+    @property
+    def weight_ratio(self) -> float | None:
+        """Stored bytes of the pruned layers over their dense bytes."""
+        if self.weight_bytes is None or self.other_weight_bytes is None:
+            return None
+        if not self.dense_weight_bytes:
+            return None
+        return (self.weight_bytes - self.other_weight_bytes) / self.dense_weight_bytes
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,28 @@ Point = tuple[str, float]
 def main(arguments: list[str] | None = None) -> int:
     """Parse, measure, save, print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)
     if options.command == "list":
         return _list()
+    _check(parser, options)
     if options.command == "bars":
         return _bars(options, arguments)
     return _measure(options, arguments)
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from benchmarks.engines import ENGINES
+    from benchmarks.workloads import WORKLOADS
+
+    for name in options.only or ():
+        if name not in WORKLOADS:
+            parser.error(f"no workload '{name}': there are {', '.join(WORKLOADS)}")
+    for peer in options.peer:
+        if "=" not in peer or peer.split("=", 1)[0] not in ENGINES:
+            parser.error(f"bad peer '{peer}': need ENGINE=PYTHON with ENGINE of {list(ENGINES)}")
 
 
 def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
