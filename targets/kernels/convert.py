@@ -1,0 +1,264 @@
+"""Layout changes: row-major planes or tokens <-> feature-major, and feature-major <-> feature-major.
+
+    planes [images, features, points], tokens [images, points, features], feature-major: layout.py
+
+`Copy` moves runs of points. `Transpose` turns tokens by lanes x lanes tiles in registers. Row-major
+memory is never touched outside the value; pad points of feature-major results are written as 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sparsegraph.targets import emit
+from sparsegraph.targets.emit import Expr, bind, const, load, loop, splat, store, when
+from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy points between two values with the strides (image, tile, row) of feature-major.
+
+    Row-major planes have tile = block and row = points. Items are images * tiles; to stream whole
+    planes of two planar values pass images*features as images, 1 feature, 1 tile, block = plane.
+
+    Attributes:
+        exact: the row-major side, which has no padding: `source`, `result` or `neither`.
+        lanes: float32 values in a vector; divides `block`.
+    """
+
+    exact: str
+    lanes: int
+
+    @property
+    def name(self) -> str:
+        return f"copy_f32_exact_{self.exact}_l{self.lanes}"
+
+    @property
+    def params(self) -> emit.Signature:
+        return emit.signature(
+            "y:float32* y_image:int32 y_tile:int32 y_row:int32 "
+            "x:float32* x_image:int32 x_tile:int32 x_row:int32 "
+            "tiles:int32 features:int32 points:int32 block:int32"
+        )
+
+    def body(self, target: Target) -> Any:
+        return self._emit
+
+    def _emit(self, y: Expr, x: Expr, **a: Expr) -> None:
+        lanes = self.lanes
+        with loop(a["begin"], a["end"]) as item:
+            image, tile = bind(item // a["tiles"]), bind(item % a["tiles"])
+            to_tile = bind(image * a["y_image"] + tile * a["y_tile"])
+            from_tile = bind(image * a["x_image"] + tile * a["x_tile"])
+            valid = a["block"]
+            if self.exact != "neither":
+                valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
+            vectors = bind(valid // lanes)
+            with loop(0, a["features"]) as c:
+                to, begin = bind(to_tile + c * a["y_row"]), bind(from_tile + c * a["x_row"])
+                with loop(0, vectors) as v:
+                    store(y, load(x, begin + v * lanes, lanes), to + v * lanes, lanes)
+                if self.exact != "neither":
+                    with when(vectors * lanes < valid):
+                        self._tail(y, x, to, begin, valid, vectors)
+                if self.exact == "source":
+                    _zero_after(y, to, valid, a["block"], lanes)
+
+    def _tail(self, y: Expr, x: Expr, to: Expr, begin: Expr, valid: Expr, vectors: Expr) -> None:
+        """The points of a partial vector: the last full one again, shifted, if there is one."""
+        with emit.choose(vectors > 0) as (then, otherwise):
+            with then:
+                last = bind(valid - self.lanes)
+                store(y, load(x, begin + last, self.lanes), to + last, self.lanes)
+            with otherwise, loop(0, valid) as i:
+                store(y, load(x, begin + i), to + i)
+
+
+def _zero_after(y: Expr, to: Expr, valid: Expr, block: Expr, lanes: int) -> None:
+    """Zero points [valid, block) of a row; block is a multiple of lanes."""
+    first = bind((valid + lanes - 1) // lanes)
+    with loop(valid, first * lanes) as i:
+        store(y, const(0.0), to + i)
+    with loop(first, block // lanes) as v:
+        store(y, splat(const(0.0), lanes), to + v * lanes, lanes)
+
+
+def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Columns of a lanes x lanes tile whose rows are vectors: log2(lanes) shuffle stages.
+
+    Within groups of 4 lanes the stages are unpack low and high, then groups are exchanged: every
+    shuffle is one instruction of AVX and NEON.
+    """
+    out = list(rows)
+    if lanes == 1:
+        return out
+    pair = [k + i for k in range(0, lanes, 4) for i in (0, 1)]
+    both = lanes
+    low = [i + h for i in pair for h in (0, both)]
+    out = [s for i in range(0, lanes, 2) for s in _two(out[i], out[i + 1], low, 2)]
+    low = [k + h + i for k in range(0, lanes, 4) for h in (0, both) for i in (0, 1)]
+    quads = []
+    for i in range(0, lanes, 4):
+        a, b, c, d = out[i : i + 4]
+        quads += [*_two(a, c, low, 2), *_two(b, d, low, 2)]
+    distance = 4
+    while distance < lanes:
+        quads = _exchange(quads, distance, lanes)
+        distance *= 2
+    return quads
+
+
+def _two(a: Expr, b: Expr, low: Sequence[int], step: int) -> tuple[Expr, Expr]:
+    """The shuffle `low` of a and b, and the same `step` lanes further."""
+    return tuple(bind(emit.shuffle([a, b], [i + d for i in low])) for d in (0, step))  # type: ignore[return-value]
+
+
+def _exchange(rows: Sequence[Expr], distance: int, lanes: int) -> list[Expr]:
+    """Swap the off-diagonal squares of `distance` lanes between rows i and i + distance."""
+    out = list(rows)
+    for i in range(lanes):
+        if i & distance:
+            continue
+        low = [j if not j & distance else lanes + j - distance for j in range(lanes)]
+        out[i], out[i + distance] = _two(rows[i], rows[i + distance], low, distance)
+    return out
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Tokens [points, features] <-> feature-major. Items are images * tiles.
+
+    Attributes:
+        to: `feature` (x is tokens) or `tokens` (y is tokens).
+        lanes: float32 values in a vector; divides `block`.
+    """
+
+    to: str
+    lanes: int
+
+    @property
+    def name(self) -> str:
+        return f"transpose_f32_to_{self.to}_l{self.lanes}"
+
+    @property
+    def params(self) -> emit.Signature:
+        side = "{0}:float32* {0}_image:int32 {0}_tile:int32 {0}_row:int32 "
+        tokens = "{0}:float32* {0}_image:int32 {0}_point:int32 "
+        y, x = (side, tokens) if self.to == "feature" else (tokens, side)
+        rest = "tiles:int32 features:int32 points:int32 block:int32"
+        return emit.signature(y.format("y") + x.format("x") + rest)
+
+    def body(self, target: Target) -> Any:
+        return lambda **args: _Turn(self, args).run()
+
+
+class _Turn:
+    """Loops of one transposing kernel: item, group of lanes points, group of lanes features."""
+
+    def __init__(self, spec: Transpose, args: dict[str, Expr]) -> None:
+        self.a, self.lanes, self.to_feature = args, spec.lanes, spec.to == "feature"
+        self.f, self.t = ("y", "x") if self.to_feature else ("x", "y")
+
+    def run(self) -> None:
+        a, f, t, lanes = self.a, self.f, self.t, self.lanes
+        with loop(a["begin"], a["end"]) as item:
+            image, tile = bind(item // a["tiles"]), bind(item % a["tiles"])
+            panel = bind(image * a[f"{f}_image"] + tile * a[f"{f}_tile"])
+            token = bind(image * a[f"{t}_image"] + tile * a["block"] * a[f"{t}_point"])
+            valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
+            with emit.choose(a["features"] >= lanes) as (then, otherwise):
+                with then:
+                    self.groups(panel, token, valid)
+                with otherwise:
+                    self.scalars(panel, token, valid)
+
+    def groups(self, panel: Expr, token: Expr, valid: Expr) -> None:
+        a, lanes = self.a, self.lanes
+        full = bind(valid // lanes)
+        steps = bind((a["features"] + lanes - 1) // lanes)
+        with loop(0, full) as g:
+            row = bind(token + g * lanes * a[f"{self.t}_point"])
+            with loop(0, steps) as s:
+                self.square(panel + g * lanes, row, s, None)
+        groups = a["block"] // lanes if self.to_feature else (valid + lanes - 1) // lanes
+        with loop(full, groups) as g:
+            row = bind(token + g * lanes * a[f"{self.t}_point"])
+            left = bind(emit.maximum(valid - g * lanes, const(0, "int32")))
+            with loop(0, steps) as s:
+                self.square(panel + g * lanes, row, s, left)
+
+    def square(self, point: Expr, token: Expr, step: Expr, left: Expr | None) -> None:
+        """Turn lanes points of lanes features; the last step moves back to end with the features.
+
+        Only `left` of the points are valid, None: all.
+        """
+        a, lanes = self.a, self.lanes
+        c = bind(emit.minimum(step * lanes, a["features"] - lanes))
+        panel = bind(point + c * a[f"{self.f}_row"])
+        features = [panel + i * a[f"{self.f}_row"] for i in range(lanes)]
+        at = bind(token + c)
+        tokens = [at + i * a[f"{self.t}_point"] for i in range(lanes)]
+        if not self.to_feature:
+            columns = transpose([bind(load(a["x"], i, lanes)) for i in features], lanes)
+            for i, column in enumerate(columns):
+                if left is None:
+                    store(a["y"], column, tokens[i], lanes)
+                    continue
+                with when(left > i):
+                    store(a["y"], column, tokens[i], lanes)
+            return
+        rows = []
+        for i in range(lanes):
+            if left is None:
+                rows.append(bind(load(a["x"], tokens[i], lanes)))
+                continue
+            row = emit.Cell("float32", lanes)
+            row.set(splat(const(0.0), lanes))
+            with when(left > i):
+                row.set(load(a["x"], tokens[i], lanes))
+            rows.append(bind(row.get()))
+        for to, column in zip(features, transpose(rows, lanes)):
+            store(a["y"], column, to, lanes)
+
+    def scalars(self, panel: Expr, token: Expr, valid: Expr) -> None:
+        """Fewer features than lanes."""
+        a = self.a
+        with loop(0, a["features"]) as c:
+            row = bind(panel + c * a[f"{self.f}_row"])
+            with loop(0, valid) as p:
+                point = token + p * a[f"{self.t}_point"] + c
+                if self.to_feature:
+                    store(a["y"], load(a["x"], point), row + p)
+                else:
+                    store(a["y"], load(a["x"], row + p), point)
+            if self.to_feature:
+                _zero_after(a["y"], row, valid, a["block"], self.lanes)
+
+
+def pack(planes: np.ndarray, layout: FeatureMajor, fill: float = 0.0) -> np.ndarray:
+    """Planes [images, features, points] as flat feature-major memory; padding is `fill`."""
+    flat = np.full(layout.offset + layout.size, fill, planes.dtype)
+    flat[_indices(layout)] = planes
+    return flat
+
+
+def unpack(flat: np.ndarray, layout: FeatureMajor) -> np.ndarray:
+    """The planes [images, features, points] of flat feature-major memory."""
+    return flat[_indices(layout)]
+
+
+def _indices(layout: FeatureMajor) -> np.ndarray:
+    image = np.arange(layout.images)[:, None, None] * layout.image
+    row = np.arange(layout.features)[None, :, None] * layout.row
+    points = np.arange(layout.points)
+    place = points // layout.block * layout.tile + points % layout.block
+    return np.asarray(layout.offset + image + row + place[None, None, :])
+
+
+def kernels(lanes: int) -> list[Copy | Transpose]:
+    """Every variant for vectors of `lanes` values."""
+    copies = [Copy(exact, lanes) for exact in ("source", "result", "neither")]
+    return [*copies, Transpose("feature", lanes), Transpose("tokens", lanes)]
