@@ -1,0 +1,443 @@
+"""Write a `Plan` as an artefact: a folder that runs without a compiler, TVM or Python.
+
+    model.so         kernels, driver and runtime, with the C interface of runtime.h
+    weights.bin      weights, each on a cache line, stored once per content
+    runtime.h        the C interface
+    fallback_0.onnx  a segment that ONNX Runtime runs, if there are any
+    manifest.json    what the artefact is, with the SHA-256 of every other member
+    manifest.sha256  the checksum of the manifest, in the form of `sha256sum`
+
+Equal plans give equal bytes: no member holds a time, a path or a random number. The checksums find
+damage and accidental changes; they are no signature.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from sparsegraph.targets import driver, emit, link
+from sparsegraph.targets.kernel import Kernel, prim_func
+from sparsegraph.targets.target import Target
+
+from sparsegraph import memory, runtime
+from sparsegraph.errors import UsageError, message
+from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
+
+Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
+
+_ALIGNMENT = 64
+_SOURCES = Path(driver.__file__).parent
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorRecord(_Record):
+    """An input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class TargetRecord(_Record):
+    """The machine that the code needs."""
+
+    text: str
+    arch: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+
+
+class StepRecord(_Record):
+    """One kernel call: see `program.Step`."""
+
+    nodes: tuple[str, ...]
+    kernel: str
+    detail: str
+    items: int
+    flops: int
+    dense_flops: int
+
+
+class NativeRecord(_Record):
+    """A segment in the library; `index` is its number there."""
+
+    kind: Literal["native"] = "native"
+    index: int
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    arena_bytes: int
+    arena_lower_bound: int
+    scratch_bytes: int
+    steps: tuple[StepRecord, ...]
+
+
+class FallbackRecord(_Record):
+    """A segment that ONNX Runtime runs."""
+
+    kind: Literal["onnxruntime"] = "onnxruntime"
+    member: str
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    nodes: tuple[str, ...]
+    reason: str
+
+
+class MemberRecord(_Record):
+    """A file of the artefact."""
+
+    sha256: str
+    n_bytes: int
+
+
+class Manifest(_Record):
+    """`manifest.json`.
+
+    Attributes:
+        model_sha256: hash of the ONNX model that was compiled.
+        tools: tool -> version.
+        passes: what the passes did, as the driver of the compiler recorded it.
+        verification: how the outputs compare with the reference runtime.
+        layers: one row per layer: density, pattern, format, estimated time.
+    """
+
+    schema_version: int = Field(default=runtime.SCHEMA, alias="schema")
+    abi: int = runtime.ABI
+    model_sha256: str
+    target: TargetRecord
+    tools: dict[str, str]
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    segments: tuple[NativeRecord | FallbackRecord, ...]
+    passes: list[JsonValue]
+    verification: dict[str, JsonValue]
+    layers: list[dict[str, JsonValue]]
+    members: dict[str, MemberRecord]
+
+
+def write(
+    plan: Plan,
+    target: Target,
+    path: str | os.PathLike[str],
+    meta: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compile `plan` for `target` into the folder `path`.
+
+    The folder appears, or replaces an earlier artefact, in one step at the end; whatever stops
+    the work before leaves `path` as it was.
+
+    Args:
+        meta: JSON values for the manifest: `model_sha256`, and optionally `passes`,
+            `verification` and `tools` (more versions). Times would make builds differ.
+        progress: called as `progress("compile kernels", done, total)`.
+
+    Raises:
+        UsageError: `path` cannot be written, or holds something that is not an artefact.
+        UnsupportedError: there is no C compiler for the target.
+    """
+    output = Path(path)
+    _check_output(output)
+    with _output_errors(output), _sibling(output) as folder:
+        segments, n_weight_bytes = _place(plan, folder / runtime.WEIGHTS)
+        _build_library(segments, n_weight_bytes, target, folder, progress or _silent)
+        _write_fallbacks(plan, folder)
+        shutil.copyfile(_SOURCES / "runtime.h", folder / runtime.HEADER)
+        manifest = _manifest(plan, segments, target, meta, _members(folder))
+        _write_manifest(manifest, folder)
+        _publish(folder, output)
+    return manifest
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress of a caller that asked for none."""
+
+
+# ---------------------------------------------------------------- weights
+
+
+def _place(plan: Plan, path: Path) -> tuple[list[driver.Segment], int]:
+    """Write the weight file; memory and weight places of every program, and the file's size."""
+    places: dict[bytes, int] = {}
+    programs = [s for s in plan.segments if isinstance(s, Program)]
+    with path.open("wb") as file:
+        segments = []
+        for program in programs:
+            weights = {
+                name: _append(file, program.weights[name], places)
+                for name in _weights_in_use(program)
+            }
+            segments.append(driver.Segment(program, memory.plan(program), weights))
+        file.write(bytes(memory.SLACK))
+        return segments, file.tell()
+
+
+def _weights_in_use(program: Program) -> list[str]:
+    """Weights in the order of their first use: that is also how a run walks through the file."""
+    names = (
+        arg.buffer
+        for step in program.steps
+        for arg in step.args
+        if isinstance(arg, Ref) and arg.buffer in program.weights
+    )
+    return list(dict.fromkeys(names))
+
+
+def _append(file: Any, weight: np.ndarray, places: dict[bytes, int]) -> int:
+    """Offset of the weight's bytes in `file`; writes them unless they are there."""
+    data = np.ascontiguousarray(weight, weight.dtype.newbyteorder("<"))
+    raw = data.reshape(-1).view(np.uint8)
+    digest = hashlib.sha256(raw).digest()
+    if digest not in places:
+        file.write(bytes(-file.tell() % _ALIGNMENT))
+        places[digest] = file.tell()
+        file.write(raw.data)
+    return places[digest]
+
+
+# ---------------------------------------------------------------- code
+
+
+def _build_library(
+    segments: Sequence[driver.Segment],
+    n_weight_bytes: int,
+    target: Target,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    if not segments:
+        return
+    kernels = driver.unique_kernels([s.program for s in segments])
+    with tempfile.TemporaryDirectory() as temporary:
+        text = Path(temporary, "driver.c")
+        text.write_text(driver.generate(segments, n_weight_bytes))
+        objects = _compile(list(kernels.values()), target, Path(temporary), progress)
+        sources = [_SOURCES / "runtime.c", text]
+        link.shared_library(objects, sources, target, folder / runtime.LIBRARY)
+
+
+def _compile(
+    kernels: Sequence[Kernel], target: Target, folder: Path, progress: Progress
+) -> list[Path]:
+    """One object per kernel, so that the code does not depend on how many cores compile it."""
+    paths = [folder / f"{i}.o" for i in range(len(kernels))]
+    done = 0
+    progress("compile kernels", done, len(kernels))
+
+    def compile_one(i: int) -> None:
+        kernel = kernels[i]
+        emit.write_object({kernel.name: prim_func(kernel, target)}, target, paths[i])
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(compile_one, range(len(kernels))):
+            done += 1
+            progress("compile kernels", done, len(kernels))
+    return paths
+
+
+# ---------------------------------------------------------------- manifest
+
+
+def _write_fallbacks(plan: Plan, folder: Path) -> None:
+    for i, segment in enumerate(plan.segments):
+        if isinstance(segment, Fallback):
+            (folder / _fallback_name(i)).write_bytes(segment.model)
+
+
+def _fallback_name(i: int) -> str:
+    return f"fallback_{i}.onnx"
+
+
+def _members(folder: Path) -> dict[str, MemberRecord]:
+    records = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        records[path.name] = MemberRecord(sha256=digest, n_bytes=path.stat().st_size)
+    return records
+
+
+def _manifest(
+    plan: Plan,
+    segments: Sequence[driver.Segment],
+    target: Target,
+    meta: Mapping[str, Any],
+    members: dict[str, MemberRecord],
+) -> Manifest:
+    known = {"model_sha256", "passes", "verification", "tools"}
+    assert known >= meta.keys(), f"unknown meta: {sorted(meta.keys() - known)}"
+    return Manifest(
+        model_sha256=meta["model_sha256"],
+        target=TargetRecord(
+            text=str(target),
+            arch=target.arch,
+            triple=target.triple,
+            cpu=target.cpu,
+            features=(*target.features, *target.extra_features),
+        ),
+        tools=dict(sorted({**_tools(target), **meta.get("tools", {})}.items())),
+        inputs=_tensors(plan.inputs),
+        outputs=_tensors(plan.outputs),
+        segments=tuple(_segments(plan, segments)),
+        passes=list(meta.get("passes", [])),
+        verification=dict(meta.get("verification", {})),
+        layers=plan.layers,
+        members=members,
+    )
+
+
+def _segments(
+    plan: Plan, placed: Sequence[driver.Segment]
+) -> Iterator[NativeRecord | FallbackRecord]:
+    natives = enumerate(placed)
+    for i, segment in enumerate(plan.segments):
+        inputs, outputs = _tensors(segment.inputs), _tensors(segment.outputs)
+        if isinstance(segment, Fallback):
+            yield FallbackRecord(
+                member=_fallback_name(i),
+                inputs=inputs,
+                outputs=outputs,
+                nodes=segment.nodes,
+                reason=segment.reason,
+            )
+            continue
+        index, native = next(natives)
+        yield NativeRecord(
+            index=index,
+            inputs=inputs,
+            outputs=outputs,
+            arena_bytes=native.memory.arena_bytes,
+            arena_lower_bound=native.memory.lower_bound,
+            scratch_bytes=native.memory.scratch_bytes,
+            steps=tuple(_step(s) for s in segment.steps),
+        )
+
+
+def _step(step: Step) -> StepRecord:
+    return StepRecord(
+        nodes=step.nodes,
+        kernel=step.kernel.name,
+        detail=step.detail,
+        items=step.items,
+        flops=step.flops,
+        dense_flops=step.dense_flops,
+    )
+
+
+def _tensors(tensors: Sequence[Tensor]) -> tuple[TensorRecord, ...]:
+    return tuple(TensorRecord(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors)
+
+
+def _tools(target: Target) -> dict[str, str]:
+    """Versions of what decides over the generated code."""
+    return {
+        "sparsegraph": _version("sparsegraph"),
+        "apache-tvm": _version("apache-tvm"),
+        "numpy": np.__version__,
+        "c": _compiler_version(target),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _compiler_version(target: Target) -> str:
+    command = [*link.driver(target), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or ["unknown"])[0]
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    text = manifest.model_dump_json(indent=1, by_alias=True).encode() + b"\n"
+    (folder / runtime.MANIFEST).write_bytes(text)
+    line = f"{hashlib.sha256(text).hexdigest()}  {runtime.MANIFEST}\n"
+    (folder / runtime.CHECKSUM).write_text(line)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to replace anything but an artefact or an empty folder.
+
+    Raises:
+        UsageError: names what is there.
+    """
+    need, fix = "a new name or an earlier artefact", "name another output"
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UsageError(message("output", str(output), "a file or link", need, fix))
+    if output.is_dir() and any(output.iterdir()) and not (output / runtime.MANIFEST).is_file():
+        raise UsageError(message("output", str(output), "a folder with other files", need, fix))
+
+
+@contextmanager
+def _output_errors(output: Path) -> Iterator[None]:
+    """Turn what the file system says into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        found = error.strerror or str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        need = "enough free space" if full else "a folder that can be written"
+        fix = "free some space, or name another output" if full else "name another output"
+        raise UsageError(message("output", str(output), found, need, fix)) from error
+
+
+@contextmanager
+def _sibling(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`; whatever is left of it goes at the end."""
+    folder = output.absolute().with_name(f".{output.name}.{uuid.uuid4().hex}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Give the finished `folder` its name; an earlier artefact takes the temporary one."""
+    for member in folder.iterdir():
+        member.chmod(member.stat().st_mode & ~(stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH))
+    if not output.exists():
+        folder.rename(output)
+    elif not _exchange(folder, output):
+        earlier = folder.with_name(folder.name + ".old")
+        output.rename(earlier)
+        try:
+            folder.rename(output)
+        except BaseException:
+            earlier.rename(output)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where the system cannot (Linux and glibc 2.28 can)."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(a), os.fsencode(b)
+    done: int = renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return done == 0

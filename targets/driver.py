@@ -1,0 +1,182 @@
+"""The C text that calls a model's kernels in order: tables for `runtime.c`, one function a step.
+
+All addresses are literals: inputs and outputs by index, weights by their place in the weight file,
+temporaries by their place in the arena. `driver.h` declares the tables.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sparsegraph.targets import emit
+from sparsegraph.targets.kernel import Kernel
+
+from sparsegraph.memory import MemoryPlan, scratch_sizes
+from sparsegraph.program import Arg, Program, Ref, Scratch, Step, Tensor
+
+ONNX_TYPES = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "bool": 9, "float16": 10, "float64": 11,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A program whose buffers have their places.
+
+    Attributes:
+        memory: places of the temporaries.
+        weights: weight name -> byte offset in the weight file.
+    """
+
+    program: Program
+    memory: MemoryPlan
+    weights: Mapping[str, int]
+
+
+def unique_kernels(programs: Sequence[Program]) -> dict[str, Kernel]:
+    """Every kernel that the programs call, by name, in alphabetical order."""
+    kernels: dict[str, Kernel] = {}
+    for program in programs:
+        for step in program.steps:
+            known = kernels.setdefault(step.kernel.name, step.kernel)
+            assert known == step.kernel, f"two kernels share the name {known.name}"
+    return dict(sorted(kernels.items()))
+
+
+def generate(segments: Sequence[Segment], weight_file_bytes: int) -> str:
+    """The driver of a model; equal arguments give equal text."""
+    kernels = unique_kernels([s.program for s in segments])
+    prototypes = [emit.c_declaration(name, k.params) for name, k in kernels.items()]
+    parts = [
+        '#include "driver.h"\n\n#include <math.h>\n#include <stddef.h>\n',
+        "#pragma GCC visibility push(hidden)",
+        *prototypes,
+        "#pragma GCC visibility pop\n",
+    ]
+    for i, segment in enumerate(segments):
+        parts += _segment_text(i, segment)
+    rows = [_segment_row(i, segment) for i, segment in enumerate(segments)]
+    parts += [
+        f"const sg_segment sg_segments[] = {{\n{','.join(rows) or '    {0}'}\n}};",
+        f"const int32_t sg_segment_count = {len(segments)};",
+        f"const int64_t sg_weight_file_bytes = {weight_file_bytes};\n",
+    ]
+    return "\n".join(parts)
+
+
+def step_name(step: Step) -> str:
+    """What people read in a profile: the ONNX nodes of a step."""
+    return ", ".join(step.nodes) or step.kernel.name
+
+
+def _segment_text(i: int, segment: Segment) -> list[str]:
+    program = segment.program
+    parts = [_step_text(f"step_{i}_{j}", s, segment) for j, s in enumerate(program.steps)]
+    parts += _tensors_text(f"inputs_{i}", program.inputs)
+    parts += _tensors_text(f"outputs_{i}", program.outputs)
+    if program.steps:
+        rows = ",\n".join(
+            f"    {{step_{i}_{j}, {s.items}, {c_string(step_name(s))}}}"
+            for j, s in enumerate(program.steps)
+        )
+        parts.append(f"static const sg_step steps_{i}[] = {{\n{rows}\n}};\n")
+    return parts
+
+
+def _segment_row(i: int, segment: Segment) -> str:
+    program, memory = segment.program, segment.memory
+    inputs = f"inputs_{i}" if program.inputs else "NULL"
+    outputs = f"outputs_{i}" if program.outputs else "NULL"
+    steps = f"steps_{i}" if program.steps else "NULL"
+    counts = f"{len(program.inputs)}, {len(program.outputs)}, {len(program.steps)}"
+    sizes = f"{memory.arena_bytes}, {memory.scratch_bytes}"
+    return f"    {{{inputs}, {outputs}, {steps}, {counts}, {sizes}}}"
+
+
+def _tensors_text(name: str, tensors: Sequence[Tensor]) -> list[str]:
+    if not tensors:
+        return []
+    shapes, rows = [], []
+    for i, t in enumerate(tensors):
+        extents = ", ".join(map(str, t.shape)) or "0"
+        shapes.append(f"static const int64_t {name}_{i}[] = {{{extents}}};")
+        head = f"{c_string(t.name)}, {ONNX_TYPES[t.dtype]}, {len(t.shape)}"
+        rows.append(f"    {{{head}, {name}_{i}, {t.n_bytes}}}")
+    table = ",\n".join(rows)
+    return [*shapes, f"static const sg_tensor {name}[] = {{\n{table}\n}};\n"]
+
+
+def _step_text(name: str, step: Step, segment: Segment) -> str:
+    kernel = step.kernel
+    assert len(step.args) == len(kernel.params), f"{kernel.name}: arguments do not match"
+    assert 0 <= step.items < 1 << 31, f"{kernel.name}: {step.items} items"
+    scratch = iter(_starts(scratch_sizes(step)))
+    values = []
+    for param, arg in zip(kernel.params, step.args):
+        if isinstance(arg, Scratch):
+            assert param.is_pointer, f"{kernel.name}.{param.name} is no pointer"
+            values.append(_pointer(param, f"c->scratch + {next(scratch)}"))
+        elif isinstance(arg, Ref):
+            assert param.is_pointer, f"{kernel.name}.{param.name} is no pointer"
+            values.append(_pointer(param, _address(param, arg, segment)))
+        else:
+            values.append(_scalar(param, arg))
+    call = ", ".join([*values, "begin", "end"])
+    return (
+        f"static void {name}(const sg_call *c, int32_t begin, int32_t end)\n"
+        f"{{\n    {kernel.name}({call});\n}}\n"
+    )
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _pointer(param: emit.Param, address: str) -> str:
+    return f"({emit.C_TYPES[param.dtype]} *)({address})"
+
+
+def _address(param: emit.Param, ref: Ref, segment: Segment) -> str:
+    """C expression for an element of a buffer; the element must lie in the buffer."""
+    program, start = segment.program, ref.offset * np.dtype(param.dtype).itemsize
+    tensors = {"inputs": program.inputs, "outputs": program.outputs}
+    for table, members in tensors.items():
+        for i, tensor in enumerate(members):
+            if tensor.name == ref.buffer:
+                assert 0 <= start <= tensor.n_bytes, f"{ref} lies outside {tensor}"
+                return f"(char *)c->{table}[{i}] + {start}"
+    if ref.buffer in segment.weights:
+        weight = program.weights[ref.buffer]
+        assert 0 <= start <= weight.nbytes, f"{ref} lies outside the weight {weight.shape}"
+        assert weight.dtype == param.dtype, f"{ref} is {weight.dtype}, need {param.dtype}"
+        return f"c->weights + {segment.weights[ref.buffer] + start}"
+    assert ref.buffer in segment.memory.offsets, f"{ref} names no buffer of the program"
+    assert 0 <= start <= program.temporaries[ref.buffer], f"{ref} lies outside its buffer"
+    return f"c->arena + {segment.memory.offsets[ref.buffer] + start}"
+
+
+def _scalar(param: emit.Param, value: Arg) -> str:
+    """An exact C literal."""
+    assert isinstance(value, int | float) and not param.is_pointer, f"{param.name}: {value!r}"
+    if param.dtype == "float32":
+        return _float(float(np.float32(value)))
+    assert param.dtype == "int32", f"{param.name}: scalars of type {param.dtype} are not used"
+    assert value == int(value) and -(1 << 31) < value < 1 << 31, f"{param.name}: {value}"
+    return str(int(value))
+
+
+def _float(value: float) -> str:
+    if math.isnan(value):
+        return "NAN"
+    if math.isinf(value):
+        return "INFINITY" if value > 0 else "-INFINITY"
+    return value.hex() + "f"
+
+
+def c_string(text: str) -> str:
+    """A C string literal; everything but plain characters as octal bytes."""
+    plain = set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-./:,()[]")
+    escaped = "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode())
+    return f'"{escaped}"'

@@ -1,0 +1,68 @@
+/* C interface of a compiled model (`model.so` of an artefact).
+ *
+ * A model has one or more segments; a model without parts that ONNX Runtime runs has exactly one.
+ * Tensors are contiguous and row-major; their sizes are fixed when the model is compiled.
+ *
+ *     void *weights = <weights.bin, mapped or read, 64-byte aligned>;
+ *     void *workspace = malloc(sg_workspace_bytes(0, 1));
+ *     int32_t status = sg_run(0, weights, workspace, inputs, outputs, NULL);
+ *     if (status != SG_OK) puts(sg_status_text(status));
+ *
+ * The library has no mutable state. Any number of threads may call `sg_run` at the same time, each
+ * with its own workspace and outputs. Calls that share a pool run one after the other. Results are
+ * the same bits for any number of threads.
+ */
+#ifndef SG_RUNTIME_H
+#define SG_RUNTIME_H
+
+#include <stdint.h>
+
+#define SG_ABI 1
+#define SG_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SG_OK = 0, SG_BAD_ARGUMENT = 1, SG_NO_MEMORY = 2, SG_NO_THREAD = 3 };
+
+typedef struct {
+    const char *name;     /* UTF-8, as in the ONNX model */
+    int32_t dtype;        /* number of the type in ONNX's TensorProto.DataType */
+    int32_t rank;
+    const int64_t *shape; /* `rank` extents */
+    int64_t n_bytes;
+} sg_tensor;
+
+typedef struct sg_pool sg_pool; /* threads that wait for work */
+
+SG_API int32_t sg_abi(void); /* SG_ABI of the library; compare before any other call */
+SG_API const char *sg_status_text(int32_t status);
+
+SG_API int32_t sg_n_segments(void);
+SG_API int32_t sg_n_inputs(int32_t segment); /* 0 where there is no such segment */
+SG_API int32_t sg_n_outputs(int32_t segment);
+SG_API int32_t sg_n_steps(int32_t segment);
+SG_API const sg_tensor *sg_input(int32_t segment, int32_t i); /* NULL where there is none */
+SG_API const sg_tensor *sg_output(int32_t segment, int32_t i);
+SG_API const char *sg_step_name(int32_t segment, int32_t i);
+SG_API int64_t sg_weights_bytes(void); /* size of weights.bin */
+/* Memory that one call needs, any alignment; -1 for a bad argument. */
+SG_API int64_t sg_workspace_bytes(int32_t segment, int32_t n_threads);
+
+/* `n_threads` counts the caller. One thread needs no pool: `*pool` becomes NULL. */
+SG_API int32_t sg_pool_create(int32_t n_threads, sg_pool **pool);
+SG_API void sg_pool_destroy(sg_pool *pool); /* NULL is allowed; no call may use the pool */
+
+/* Inputs and outputs in the order of `sg_input` and `sg_output`; `pool` NULL: this thread only. */
+SG_API int32_t sg_run(int32_t segment, const void *weights, void *workspace,
+                      const void *const *inputs, void *const *outputs, sg_pool *pool);
+/* The same, and the seconds that each of the `sg_n_steps` steps took. */
+SG_API int32_t sg_profile(int32_t segment, const void *weights, void *workspace,
+                          const void *const *inputs, void *const *outputs, sg_pool *pool,
+                          double *seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
