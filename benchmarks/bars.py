@@ -7,6 +7,7 @@ from benchmarks.results import Results, Row
 
 OURS = "sparsegraph"
 GIB = 2**30
+PATTERNS = ("dense", "unstructured")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ COST = (
     *_limit("weight_ratio", 0.25, "resnet50", "minilm-128"),
 )
 
+COST_METRICS = frozenset(bar.metric for bar in COST)
+
 MAX_REL_ERROR = 1e-4
 """fp32 outputs against ONNX Runtime, on every row."""
 
@@ -99,7 +102,7 @@ def judge(results: Results) -> list[Verdict]:
 
 
 def _is_ours(row: Row) -> bool:
-    return row.engine == OURS and row.pattern == "unstructured" and row.threads == 1
+    return row.engine == OURS and row.pattern in PATTERNS and row.threads == 1
 
 
 def _judge_row(bar: Bar, row: Row | None) -> Verdict:
@@ -109,7 +112,7 @@ def _judge_row(bar: Bar, row: Row | None) -> Verdict:
 
 
 def _judge_cost(bar: Bar, results: Results) -> Verdict:
-    for cost in results.costs:
+    for cost in reversed(results.costs):
         if (cost.workload, cost.density) != (bar.workload, bar.density):
             continue
         figures = {

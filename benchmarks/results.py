@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -133,6 +133,24 @@ def load(path: Path) -> Results:
     data["rows"] = [Row(**row) for row in data["rows"]]
     data["costs"] = [Cost(**cost) for cost in data["costs"]]
     return Results(**data)
+
+
+def merge(parts: Sequence[Results]) -> Results:
+    """The rows and costs of several files; the description is the last file's.
+
+    Raises ValueError when they come from different machines: their figures do not compare.
+    """
+    last = parts[-1]
+    for part in parts:
+        if part.machine.get("cpu") != last.machine.get("cpu"):
+            raise ValueError(
+                f"cannot merge results: found {part.machine.get('cpu')}, "
+                f"need {last.machine.get('cpu')}"
+            )
+    rows = [row for part in parts for row in part.rows]
+    costs = [cost for part in parts for cost in part.costs]
+    commits = ", ".join(dict.fromkeys(part.commit for part in parts))
+    return replace(last, rows=rows, costs=costs, commit=commits)
 
 
 def machine() -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The benchmark command.
 
     python -m benchmarks.run layers|models [--only NAME ...] [--densities 1 .1] [--json out.json]
-    python -m benchmarks.run bars          [--from out.json]     reached / required / pass
+    python -m benchmarks.run bars [--only NAME ...] [--from a.json b.json]   reached, required, pass
+    python -m benchmarks.run costs         compile time, memory and weight bytes alone
     python -m benchmarks.run list          names of all workloads
 
 Exit codes: 0 done, 1 an engine failed or a bar was missed, 2 wrong usage.
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     _check(parser, options)
     if options.command == "bars":
         return _bars(options, arguments)
+    if options.command == "costs":
+        return _costs(options, arguments)
     return _measure(options, arguments)
 
 
@@ -57,27 +60,35 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     return 1 if any(row.error for row in found.rows) else 0
 
 
+def _costs(options: argparse.Namespace, arguments: list[str]) -> int:
+    from benchmarks import bars, report, results
+    from benchmarks.compile_cost import measure
+
+    found = results.begin(["benchmarks.run", *arguments])
+    for workload, (density,) in _wanted(options, bars.points(bars.COST)).items():
+        found.costs.append(measure(workload, density))
+        _save(options, found)
+    verdicts = [v for v in bars.judge(found) if v.bar.metric in bars.COST_METRICS]
+    report.print_bars(found, verdicts)
+    return 0 if all(v.passes for v in verdicts) else 1
+
+
 def _bars(options: argparse.Namespace, arguments: list[str]) -> int:
     from benchmarks import bars, report, results
-    from benchmarks.compile_cost import measure as compile_cost
 
     if options.source:
-        found = results.load(options.source)
+        found = results.merge([results.load(path) for path in options.source])
     else:
         found = results.begin(["benchmarks.run", *arguments])
-        wanted = options.only or list(bars.points())
-        _collect(
-            options,
-            found,
-            ((w, d) for w, densities in bars.points().items() if w in wanted for d in densities),
-        )
-        for workload, (density,) in bars.points(bars.COST).items():
-            if workload in wanted and not options.no_cost:
-                found.costs.append(compile_cost(workload, density))
-        _save(options, found)
+        wanted = _wanted(options, bars.points())
+        _collect(options, found, ((w, d) for w, densities in wanted.items() for d in densities))
     verdicts = bars.judge(found)
     report.print_bars(found, verdicts)
     return 0 if all(v.passes for v in verdicts) else 1
+
+
+def _wanted(options: argparse.Namespace, points: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {w: d for w, d in points.items() if not options.only or w in options.only}
 
 
 def _collect(options: argparse.Namespace, found: "Results", points: Iterable[Point]) -> None:
@@ -125,7 +136,7 @@ def _list() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
-    parser.add_argument("command", choices=("layers", "models", "bars", "list"))
+    parser.add_argument("command", choices=("layers", "models", "bars", "costs", "list"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads to run")
     parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.2, 0.1, 0.05])
     parser.add_argument("--pattern", default="unstructured", help="unstructured, 2:4, 4x1, 32x32")
@@ -138,8 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="blocks per engine")
     parser.add_argument("--block-ms", type=float, default=100.0)
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--from", dest="source", type=Path, help="bars: judge this file instead")
-    parser.add_argument("--no-cost", action="store_true", help="bars: skip the compile costs")
+    parser.add_argument(
+        "--from", dest="source", type=Path, nargs="+", metavar="JSON",
+        help="bars: judge these files, the later ones first",
+    )  # fmt: skip
     return parser
 
 

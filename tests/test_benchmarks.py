@@ -278,6 +278,19 @@ class TestResults:
         with pytest.raises(ValueError, match="found schema 99, need 1"):
             results.load(tmp_path / "r.json")
 
+    def test_merged_files_keep_all_rows_and_the_later_row_counts(self) -> None:
+        old = some_results(a_row(median_ms=100.0))
+        merged = results.merge([old, some_results(a_row())])
+        assert len(merged.rows) == 2
+        reached = {v.bar.density: v.reached for v in bars.judge(merged)
+                   if v.bar.workload == "resnet50" and v.bar.metric == "speedup"}  # fmt: skip
+        assert reached[0.1] == 2.5
+
+    def test_files_of_different_machines_do_not_merge(self) -> None:
+        other = replace(some_results(), machine={"cpu": "another"})
+        with pytest.raises(ValueError, match="found another"):
+            results.merge([other, some_results()])
+
     def test_ratio_is_how_much_faster_than_the_reference(self) -> None:
         assert a_row().ratio == 2.5
         assert a_row(median_ms=None).ratio is None
@@ -300,6 +313,13 @@ class TestBars:
         verdict = next(v for v in bars.judge(found) if v.bar.workload == "resnet50"
                        and v.bar.density == 0.1 and v.bar.metric == "speedup")  # fmt: skip
         assert verdict.passes is passes
+
+    def test_unpruned_rows_as_measured_count_for_both_dense_bars(self) -> None:
+        setup = measure.Setup(engines=("ort-plain",), plan=QUICK)
+        row = measure.measure(WORKLOADS["digits_cnn"], 1.0, setup)[1]
+        ours = replace(row, engine="sparsegraph", workload="resnet50")
+        verdicts = [v for v in bars.judge(some_results(ours)) if v.reached is not None]
+        assert [v.bar.required for v in verdicts] == [0.85, 0.97, 1e-4]
 
     def test_unmeasured_bar_fails(self) -> None:
         verdicts = bars.judge(some_results())
@@ -437,6 +457,16 @@ class TestCommand:
         assert ["resnet50", "90", "speedup", "2.5", ">=", "2.4", "pass"] in [
             line.split() for line in out.splitlines()
         ]
+
+    def test_costs_without_a_compiler_miss_their_bars(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        failed = results.Cost("resnet50", 0.1, error="no compiler")
+        monkeypatch.setattr(compile_cost, "measure", lambda workload, density: failed)
+        assert run.main(["costs", "--only", "resnet50"]) == 1
+        out = capsys.readouterr().out
+        assert "no compiler" in out
+        assert "speedup" not in out
 
     def test_failed_engine_fails_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["models", "--only", "digits_cnn", "--engines", "nosuch", "--rounds", "1"]
