@@ -1,4 +1,4 @@
-"""Layout changes: row-major planes or tokens <-> feature-major, and feature-major <-> feature-major.
+"""Layout changes: row-major planes or tokens <-> feature-major, feature-major <-> feature-major.
 
     planes [images, features, points], tokens [images, points, features], feature-major: layout.py
 
@@ -113,7 +113,8 @@ def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
 
 def _two(a: Expr, b: Expr, low: Sequence[int], step: int) -> tuple[Expr, Expr]:
     """The shuffle `low` of a and b, and the same `step` lanes further."""
-    return tuple(bind(emit.shuffle([a, b], [i + d for i in low])) for d in (0, step))  # type: ignore[return-value]
+    first, second = ([i + d for i in low] for d in (0, step))
+    return bind(emit.shuffle([a, b], first)), bind(emit.shuffle([a, b], second))
 
 
 def _exchange(rows: Sequence[Expr], distance: int, lanes: int) -> list[Expr]:
@@ -247,7 +248,7 @@ def pack(planes: np.ndarray, layout: FeatureMajor, fill: float = 0.0) -> np.ndar
 
 def unpack(flat: np.ndarray, layout: FeatureMajor) -> np.ndarray:
     """The planes [images, features, points] of flat feature-major memory."""
-    return flat[_indices(layout)]
+    return np.asarray(flat[_indices(layout)])
 
 
 def _indices(layout: FeatureMajor) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from sparsegraph import targets
 from sparsegraph.targets import emit, host
 from sparsegraph.targets.kernel import prim_func
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.convert import Copy, Transpose
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 from sparsegraph.targets.target import Target
+
+from sparsegraph import targets
 
 SIZES = [(1, 1, 1), (1, 3, 224), (2, 5, 7), (1, 17, 49), (3, 8, 8), (2, 33, 197), (1, 64, 130)]
 CANARY = 7.5e8
