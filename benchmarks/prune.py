@@ -17,6 +17,9 @@ from onnx import numpy_helper
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
+"""Which axis of an op's weight counts outputs; Gemm with transB has them first."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -86,14 +89,14 @@ def selector_for(model: str) -> Selector:
 
 
 def layers(model: onnx.ModelProto) -> Iterator[Layer]:
-    """Conv, Gemm and MatMul nodes whose second input is constant, in graph order."""
+    """Nodes of `OUTPUT_AXIS` whose second input is a constant of rank 2 or more, in graph order."""
     shapes = {name: tuple(tensor.dims) for name, tensor in _constants(model).items()}
     index = 0
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in shapes:
+        if node.op_type not in OUTPUT_AXIS or len(shapes.get(node.input[1], ())) < 2:
             continue
         attributes = {a.name: a.i for a in node.attribute}
-        axis = 0 if node.op_type == "Conv" or attributes.get("transB") else -1
+        axis = 0 if attributes.get("transB") else OUTPUT_AXIS[node.op_type]
         yield Layer(
             index=index,
             node=node.name,

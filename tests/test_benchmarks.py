@@ -207,6 +207,20 @@ class TestPrune:
         groups = kept.reshape(384, 1536 // 4, 4)
         assert (groups.all(axis=2) == groups.any(axis=2)).all()
 
+    def test_row_groups_follow_outputs_of_a_transposed_convolution(self) -> None:
+        weight = np.random.default_rng(0).standard_normal((6, 8, 2, 2)).astype(np.float32)
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("ConvTranspose", ["x", "w"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", 1, (1, 6, 3, 3))],
+            [onnx.helper.make_tensor_value_info("y", 1, (1, 8, 4, 4))],
+            [numpy_helper.from_array(weight, "w")],
+        )
+        pruned = prune.magnitude(onnx.helper.make_model(graph), 0.5, pattern="4x1")
+        groups = weight_of(pruned, "w").reshape(6, 2, 4, 4) != 0
+        assert (groups.all(axis=2) == groups.any(axis=2)).all()
+        assert groups.mean() == 0.5
+
     def test_blocks(self) -> None:
         model = prune.magnitude(zoo.build("gemm", m=2, k=96, n=64), 0.5, pattern="32x32")
         blocks = weight_of(model, "linear.weight").reshape(2, 32, 3, 32) != 0
