@@ -5,8 +5,8 @@
 Equal initializers have the same dtype, shape and bytes; equal nodes the same op, attributes and
 inputs (in any order where the op is commutative).
 
-Declines when: never. Random ops (Bernoulli, training-mode Dropout, ...) and nodes with subgraphs are
-no duplicates of anything.
+Declines when: never. Random ops (Bernoulli, training-mode Dropout, ...) and nodes with subgraphs
+are no duplicates of anything.
 """
 
 from collections import defaultdict

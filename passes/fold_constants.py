@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from sparsegraph.errors import SparsegraphError
 from sparsegraph.graph import (
+    FLOAT_DTYPES,
     NUMPY_DTYPES,
     all_names,
     has_subgraph,
@@ -31,11 +32,13 @@ from sparsegraph.graph import (
     remove_dead,
     remove_unused_initializers,
     static_bytes,
+    static_size,
 )
 from sparsegraph.rewrite import FROM, Builder, Decline, Fuel, Outcome, decline, take_over
 from sparsegraph.verify import Session
 
 _KEPT = ("DequantizeLinear", "DynamicQuantizeLinear")
+_SMALL = 8  # elements: no shape or axis list is longer
 _LARGEST_INTERMEDIATE = 4 << 30
 
 
@@ -151,6 +154,16 @@ def _leaves(value: ir.Value, foldable: set[ir.Node]) -> list[ir.Value]:
     return sorted(found, key=lambda v: -(static_bytes(v) or 0))
 
 
+def _sources(leaves: list[ir.Value]) -> list[ir.Value]:
+    """The leaves worth naming: weights and masks, not axes, shapes and other small numbers."""
+    weights = [v for v in leaves if (static_size(v) or 0) > _SMALL or _is_float_array(v)]
+    return weights or leaves[:1]
+
+
+def _is_float_array(value: ir.Value) -> bool:
+    return value.dtype in FLOAT_DTYPES and (static_size(value) or 0) > 1
+
+
 def _leaf_bytes(value: ir.Value, foldable: set[ir.Node]) -> int:
     """Bytes that go away when the value is folded."""
     leaves = _leaves(value, foldable)
@@ -181,7 +194,8 @@ def _replace(
     graph: ir.Graph, node: ir.Node, value: ir.Value, array: np.ndarray, foldable: set[ir.Node]
 ) -> None:
     build = Builder(graph, all_names(graph), str(value.name))
-    folded = build.constant(array, f"{value.name}_folded", *_leaves(value, foldable))
+    sources = _sources(_leaves(value, foldable))
+    folded = build.constant(array, f"{value.name}_folded", *sources)
     folded.metadata_props.update(
         {k: v for k, v in value.metadata_props.items() if k not in folded.metadata_props}
     )

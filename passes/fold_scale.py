@@ -44,7 +44,8 @@ class FoldScale(RewritePass):
             biased = _biased(node)
             if biased is not None:
                 return biased
-        return match_affine(node, ("MatMul", "Gemm"))
+        found: Affine | Decline | None = match_affine(node, ("MatMul", "Gemm"))
+        return found
 
     def rewrite(self, found: Affine | Biased, build: Builder) -> Sequence[ir.Value]:
         """The product with new constants, and the scaled bias."""

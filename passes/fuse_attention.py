@@ -3,9 +3,9 @@
     s = MatMul(q * c, kt * c); m = Add(s, mask); p = Softmax(m); y = MatMul(p, v)
         ->  y = Attention<scale=c*c>(q, Transpose(kt), v, mask)         (q, k, v: [B, H, T, d])
 
-Scales may stand on q, on k, or after the product, as Mul or Div by a number. The mask is an Add, or a
-Where that puts a constant at blocked places; IsNaN/Where after the softmax (a guard for rows without
-any key) is taken in. Three-dimensional operands become [1, B*H, T, d].
+Scales may stand on q, on k, or after the product, as Mul or Div by a number. The mask is an Add, or
+a Where that puts a constant at blocked places; IsNaN/Where after the softmax (a guard for rows
+without any key) is taken in. Three-dimensional operands become [1, B*H, T, d].
 
 A row whose keys are all blocked must keep its meaning. Softmax over a row of one finite value is
 uniform, while Attention in ONNX Runtime returns zeros once all entries are at the lowest float, so
@@ -82,11 +82,12 @@ class FuseAttention(RewritePass):
         reason = _obstacle(node, softmax, product, scores)
         if reason:
             return decline(node, reason)
-        if mask is not None:
-            mask = _safe(mask, guarded)
-        if isinstance(mask, str):
-            return decline(node, mask)
-        return _found(node, product, scale, mask)
+        safe = None if mask is None else _safe(mask, guarded)
+        if isinstance(safe, str):
+            return decline(node, safe)
+        if safe is not None and safe.clamp and scores.dtype == ir.DataType.FLOAT16:
+            return decline(node, "float16 has no number between any score and its lowest")
+        return _found(node, product, scale, safe)
 
     def rewrite(self, found: Found, build: Builder) -> Sequence[ir.Value]:
         """Bring operands to four dimensions, then one Attention."""

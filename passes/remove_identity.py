@@ -2,10 +2,10 @@
 
     a = Identity(x); b = Cast<to=1>(a); c = Mul(b, {1.0}); y = Relu(c)        ->  y = Relu(x)
 
-Identity, inference-mode Dropout, Cast to the same dtype, Reshape / Expand / Slice / Pad / Flatten to
-the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Split into one, Clip
-without bounds, and x*1, x/1, x**1, x+0, x-0 with constants that are exactly 1 or 0: an epsilon is no
-zero, whatever its size.
+Identity, inference-mode Dropout, Cast to the same dtype, Reshape / Expand / Slice / Pad / Flatten
+to the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Split into one, Clip
+without bounds, and x*1, x/1, x**1, x+0, x-0 with constants that are exactly 1 or 0: an epsilon is
+no zero, whatever its size.
 
 Declines when: the constant's shape or dtype would change the result's.
 """

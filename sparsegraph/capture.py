@@ -5,7 +5,10 @@ every dimension a number, opset 23 where the converter gets there with the same 
 and dtype on every value but those whose shape depends on run-time data. Nothing is folded yet.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +18,17 @@ from onnx_ir.passes import common
 
 from sparsegraph import isolate
 from sparsegraph.errors import CaptureError, SparsegraphError, message
-from sparsegraph.graph import NUMPY_DTYPES, input_at, is_constant, is_op, opset, static_shape
+from sparsegraph.graph import all_values, opset, static_shape
 from sparsegraph.onnx_file import check_external_data, densify, read_proto, without_large_weights
-from sparsegraph.verify import Session, compare, feeds_for, tapped, tolerance
+from sparsegraph.shapes import Shapes, bind, fill_from_run
+from sparsegraph.verify import Session, compare, feeds_for, tolerance
 
-Shapes = Mapping[str, int | Sequence[int]]
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 OPSET = 23  # the first with Attention; also has Gelu (20) and LayerNormalization (17)
 OLDEST_OPSET = 7
 MIN_IR_VERSION = 10  # ONNX Runtime accepts opset 23 from here on
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-_SIZE_FROM_DATA = ("NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit")
-_SHAPE_OPERANDS = {
-    "Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Tile": (1,),
-    "Slice": (1, 2, 3, 4), "Pad": (1, 3), "Resize": (2, 3), "Upsample": (1,), "TopK": (1,),
-    "OneHot": (1,), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "CenterCropPad": (1,),
-    "RandomNormal": (), "BlackmanWindow": (0,), "HannWindow": (0,), "HammingWindow": (0,),
-    "DFT": (1,), "ReduceSum": (1,), "ReduceMean": (1,), "ReduceMax": (1,), "AffineGrid": (1,),
-}  # fmt: skip
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export")
 
 
@@ -78,12 +73,13 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
         ) from error
     name = type(module).__name__
     try:
-        program = module
-        if isinstance(module, torch.nn.Module):
-            program = _export(module, tuple(example_inputs))
-        exported = torch.onnx.export(
-            program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
-        )
+        with _quiet():
+            program = module
+            if isinstance(module, torch.nn.Module):
+                program = _export(module, tuple(example_inputs))
+            exported = torch.onnx.export(
+                program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
+            )
         assert exported is not None
         model = exported.model.clone()
     except Exception as error:
@@ -91,6 +87,20 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
             message("module", name, _brief(error), "an exportable module", "see torch.export")
         ) from error
     return _normalize(model, name, shapes or {})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes (torchvision missing, its own deprecations) off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _export(module: Any, example_inputs: tuple[Any, ...]) -> Any:
@@ -117,17 +127,17 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.RemoveInitializersFromInputsPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     ):
         model = step(model).model
     _strip_private_metadata(model)
     _check_domains(model, name)
-    _bind(model, name, shapes)
+    bind(model, name, shapes)
     _infer(model, name)
     model = _raise_opset(model)
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     common.NameFixPass()(model)
-    _fill_from_run(model)
+    fill_from_run(model)
     return model
 
 
@@ -136,6 +146,9 @@ def _strip_private_metadata(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         for key in [k for k in node.metadata_props if k.startswith(_PRIVATE_METADATA)]:
             del node.metadata_props[key]
+    for value in all_values(model.graph):
+        for key in [k for k in value.metadata_props if k.startswith("pkg.torch")]:
+            del value.metadata_props[key]
 
 
 def _check_domains(model: ir.Model, name: str) -> None:
@@ -145,77 +158,6 @@ def _check_domains(model: ir.Model, name: str) -> None:
             what = f"model '{name}' node"
             fix = "export the op as an ONNX function or replace it"
             raise CaptureError(message(what, str(node.name), found, "a known op", fix))
-
-
-def _bind(model: ir.Model, name: str, shapes: Shapes) -> None:
-    inputs = {str(v.name): v for v in model.graph.inputs}
-    sizes = {k: int(v) for k, v in shapes.items() if isinstance(v, int)}
-    for key, dims in shapes.items():
-        if not isinstance(dims, int):
-            _bind_input(inputs.get(key), key, tuple(int(d) for d in dims), sizes, list(inputs))
-    used: set[str] = set()
-    free: list[str] = []
-    for value in inputs.values():
-        free += _apply_sizes(value, sizes, used)
-    if free:
-        options = ", ".join(f"{f.split(' ')[0]!r}: ..." for f in dict.fromkeys(free))
-        found = "free dimensions " + ", ".join(dict.fromkeys(free))
-        raise CaptureError(message("model", name, found, "fixed sizes", f"shapes={{{options}}}"))
-    unknown = [k for k, v in shapes.items() if isinstance(v, int) and k not in used]
-    if unknown:
-        raise CaptureError(
-            message("shapes", unknown[0], "no such dimension", "a dimension name", f"see {name}")
-        )
-
-
-def _bind_input(
-    value: ir.Value | None,
-    name: str,
-    dims: tuple[int, ...],
-    sizes: dict[str, int],
-    known: list[str],
-) -> None:
-    if value is None:
-        raise CaptureError(message("shapes", name, "no such input", known, "use an input's name"))
-    old = value.shape.dims if value.shape is not None else dims
-    if len(old) != len(dims):
-        raise CaptureError(message("input", name, f"{len(dims)} sizes", len(old), "give them all"))
-    for dim, size in zip(old, dims):
-        fixed = sizes.setdefault(str(dim.value), size) if _is_named(dim) else dim
-        if isinstance(fixed, int) and fixed >= 0 and fixed != size:
-            raise CaptureError(message("input", name, f"size {size}", f"{fixed} ({dim})", "use it"))
-    value.shape = ir.Shape(dims)
-
-
-def _is_named(dim: object) -> bool:
-    return isinstance(dim, ir.SymbolicDim) and dim.value is not None
-
-
-def _apply_sizes(value: ir.Value, sizes: dict[str, int], used: set[str]) -> list[str]:
-    """Replace named dimensions by their sizes; returns what stays free, `name (input x axis 0)`."""
-    if value.shape is None:
-        return [] if not isinstance(value.type, ir.TensorType) else [f"{value.name} (any rank)"]
-    dims: list[int] = []
-    free: list[str] = []
-    for axis, dim in enumerate(value.shape.dims):
-        size = sizes.get(str(dim.value)) if isinstance(dim, ir.SymbolicDim) else int(dim)
-        if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-            used.add(str(dim.value))
-        if size is None or size < 0:
-            label = str(dim.value) if _is_named(dim) else str(value.name)
-            free.append(f"{label} (input {value.name} axis {axis})")
-        dims.append(-1 if size is None else size)
-    if not free:
-        value.shape = ir.Shape(dims)
-    used.update(n for n in sizes if n not in used and _appears(n, value))
-    return free
-
-
-def _appears(name: str, value: ir.Value) -> bool:
-    """True for a name that a full shape already replaced in this input."""
-    return value.shape is not None and any(
-        _is_named(d) and str(getattr(d, "value", "")) == name for d in value.shape.dims
-    )
 
 
 def _infer(model: ir.Model, name: str) -> None:
@@ -277,8 +219,11 @@ def _reattach(raised: ir.Model, model: ir.Model, held: Mapping[str, ir.TensorPro
     for name, value in graph.initializers.items():
         if name in model.graph.initializers:
             value.metadata_props.update(model.graph.initializers[name].metadata_props)
+    taken = {n.name for n in model.graph}
     old = {v.name: (n, v) for n in model.graph for v in n.outputs}
     for node in graph:
+        if node.name in taken:
+            node.name = None  # the converter gives all parts of one op the same name
         for value in node.outputs:
             if value.name not in old:
                 continue
@@ -299,55 +244,5 @@ def _difference(raised: ir.Model, model: ir.Model) -> str:
     return ""
 
 
-def _fill_from_run(model: ir.Model) -> None:
-    """Shapes that inference left open, from one run; data-dependent shapes stay open."""
-    open_values = [
-        v
-        for n in model.graph
-        for v in n.outputs
-        if v.name and isinstance(v.type, ir.TensorType | None)
-        if static_shape(v) is None or v.dtype is None
-    ]
-    depends = _sizes_from_data(model.graph) if open_values else set()
-    holes = [v for v in open_values if v not in depends]
-    if not holes:
-        return
-    with tapped(model, holes):
-        run = Session(model).run(feeds_for(model, 2)[1])
-    for value in holes:
-        array = run[str(value.name)]
-        if not hasattr(array, "dtype"):
-            continue
-        value.shape = ir.Shape(array.shape)
-        value.dtype = value.dtype or ir.DataType.from_numpy(array.dtype)
-
-
-def _sizes_from_data(graph: ir.Graph) -> set[ir.Value]:
-    """Values whose shape may change with the data fed, found by following it forward."""
-    from_data: set[ir.Value] = set(graph.inputs)
-    sizes: set[ir.Value] = set()
-    for node in graph:
-        inputs = [v for v in node.inputs if v is not None]
-        grows = any(v in sizes and static_shape(v) is None for v in inputs)
-        operands = [input_at(node, i) for i in _SHAPE_OPERANDS.get(node.op_type, ())]
-        varies = any(v in from_data for v in operands if v is not None)
-        data = any(v in from_data for v in inputs)
-        if is_op(node, *_SIZE_FROM_DATA, "If", "Loop", "Scan"):
-            varies = data or any(True for _ in node.attributes if is_op(node, "If", "Loop", "Scan"))
-        if grows or varies:
-            sizes.update(node.outputs)
-        measured = is_op(node, "Shape", "Size") and not grows
-        if (data or grows or not _is_pure(node)) and not measured:
-            from_data.update(node.outputs)
-    return sizes
-
-
-def _is_pure(node: ir.Node) -> bool:
-    return not is_op(node, "If", "Loop", "Scan")
-
-
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-__all__ = ["NUMPY_DTYPES", "OPSET", "Shapes", "Source", "capture", "is_constant", "load"]

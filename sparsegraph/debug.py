@@ -88,7 +88,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def reproducer(model: ir.Model, feed: dict[str, np.ndarray], folder: Path, name: str) -> Path:
-    """Write the model before a failing pass and the feed that shows it; returns the model's path."""
+    """Write the model before a failing pass and the feed that shows it; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_before.onnx"
     save(model, path)

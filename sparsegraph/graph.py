@@ -64,7 +64,8 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     if value is None or value.shape is None:
         return None
     dims = value.shape.dims
-    return tuple(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else None
+    known = tuple(d for d in dims if isinstance(d, int))
+    return known if len(known) == len(dims) else None
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -180,6 +181,14 @@ def is_random(node: ir.Node) -> bool:
 def weight_bytes(graph: ir.Graph) -> int:
     """Bytes of all initializers."""
     return sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
+
+
+def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Inputs, initializers and node outputs of the main graph."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
 
 
 def all_names(graph: ir.Graph) -> set[str]:

@@ -40,7 +40,7 @@ def channels(node: ir.Node) -> tuple[int, int] | None:
 
 
 def per_channel(value: ir.Value | None, output: ir.Value, axis: int) -> np.ndarray | None:
-    """A constant as float64 [channels] when it varies along `axis` of the output only, else None."""
+    """A constant as float64 [channels] if it varies along `axis` of the output only, else None."""
     array = constant(value)
     shape = static_shape(output)
     if array is None or shape is None or array.ndim > len(shape) or array.dtype.kind != "f":

@@ -1,8 +1,9 @@
 """Read an ONNX file from a stranger: parse, external data inside its folder only, dense tensors."""
 
+import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 from sparsegraph.errors import CaptureError, message
 
 _DETACH_BYTES = 1024
+_LARGEST_DENSE = 16 << 30
 _EXPORT_AGAIN = "export the model again"
 
 
@@ -78,7 +80,7 @@ def without_large_weights(
     try:
         for key, tensor in held.items():
             initializers[key].const_value = ir.ExternalTensor(
-                "detached", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.dims), name=key
+                "detached", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=key
             )
         proto = ir.to_proto(model)
     finally:
@@ -111,8 +113,8 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from _node_tensors(function.node)
 
 
-def _node_tensors(nodes: "list[onnx.NodeProto] | object") -> Iterator[onnx.TensorProto]:
-    for node in nodes:  # type: ignore[attr-defined]
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attr in node.attribute:
             if attr.HasField("t"):
                 yield attr.t
@@ -126,8 +128,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield from _subgraphs(graph.node)
 
 
-def _subgraphs(nodes: object) -> Iterator[onnx.GraphProto]:
-    for node in nodes:  # type: ignore[attr-defined]
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
         for attr in node.attribute:
             if attr.HasField("g"):
                 yield from _graphs(attr.g)
@@ -217,8 +219,8 @@ def _n_bytes(tensor: onnx.TensorProto) -> int | None:
     return -(-count * dtype.bitwidth // 8)
 
 
-def _densify_nodes(nodes: object) -> None:
-    for node in nodes:  # type: ignore[attr-defined]
+def _densify_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
         for attr in node.attribute:
             if attr.name == "sparse_value" and attr.HasField("sparse_tensor"):
                 dense = _dense(attr.sparse_tensor)
@@ -231,6 +233,8 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     name = sparse.values.name
     shape = tuple(sparse.dims)
     values = numpy_helper.to_array(sparse.values)
+    if min(shape, default=0) < 0 or math.prod(shape) * values.itemsize > _LARGEST_DENSE:
+        _refuse(name, f"a sparse tensor of shape {shape}", "at most 16 GiB dense", _EXPORT_AGAIN)
     indices = numpy_helper.to_array(sparse.indices)
     full = np.zeros(shape, values.dtype)
     if indices.ndim == 2:

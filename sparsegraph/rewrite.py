@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import PassError, message
-from sparsegraph.graph import all_names, is_used, remove_dead
+from sparsegraph.graph import all_names, is_used, remove_dead, remove_unused_initializers
 
 Attribute: TypeAlias = int | float | str | Sequence[int] | Sequence[float]
 
@@ -156,6 +156,7 @@ class RewritePass:
                     message("pass", self.name, found, need, "it matches its own output")
                 )
         if n_applied:
+            remove_unused_initializers(graph)
             graph.sort()
         return Outcome(n_applied, tuple(declined))
 

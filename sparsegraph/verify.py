@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from sparsegraph.errors import UnsupportedError, VerifyError, message
-from sparsegraph.graph import is_op, made_by, scalar, static_shape
+from sparsegraph.graph import is_op, is_used, made_by, scalar, static_shape
 
 Feed = dict[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -170,8 +170,8 @@ def _by_reference(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= _BY_REFERENCE_BYTES:
-            continue
+        if tensor is None or tensor.nbytes <= _BY_REFERENCE_BYTES or not is_used(value):
+            continue  # ONNX Runtime drops what nothing reads, then misses it
         array = tensor.numpy()
         if array.dtype.kind not in "fiub" or array.dtype.isbuiltin != 1:
             continue  # bf16, fp8, int4: ONNX Runtime takes no NumPy view of them
@@ -180,7 +180,12 @@ def _by_reference(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     try:
         for value, tensor in kept:
             value.const_value = ir.ExternalTensor(
-                "memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=str(value.name)
+                "memory",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=str(value.name),
             )
         return ir.to_proto(model).SerializeToString(), held
     finally:
