@@ -7,6 +7,7 @@ changed before the next layer is measured.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Rows:
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
+    auto_pad: str = "NOTSET"
     group: int = 1
 
     def of(self, x: Array, keep: Array | None = None) -> Array:
@@ -49,27 +51,34 @@ class Rows:
         moved = np.moveaxis(x, self.feature_axis, -1)
         if keep is not None and moved.shape[: keep.ndim] == keep.shape:
             moved = moved[keep]
-        rows = moved.reshape(-1, 1, moved.shape[-1])
+        rows = moved.reshape(-1, self.group, moved.shape[-1] // self.group)
         return np.asarray(rows, dtype=np.float32)
 
     def _patches(self, x: Array) -> Array:
         assert self.kernel is not None
         rank = len(self.kernel)
-        pads = [(0, 0), (0, 0), *zip(self.pads[:rank], self.pads[rank:])]
-        padded = np.pad(x, pads)
         reach = tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
+        padded = np.pad(x, [(0, 0), (0, 0), *self._padding(x.shape[2:], reach)])
         axes = tuple(range(2, 2 + rank))
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
         steps = tuple(slice(None, None, s) for s in self.strides)
         taps = tuple(slice(None, None, d) for d in self.dilations)
-        view = view[(slice(None), slice(None), *steps, *taps)]
-        points = np.moveaxis(view, 1, 1 + rank)  # [batch, points..., channels, kernel...]
-        rows = points.reshape(-1, self.group, points[0].size // self._n_points(points) // self.group)
-        return np.asarray(rows, dtype=np.float32)
+        points = np.moveaxis(view[(slice(None), slice(None), *steps, *taps)], 1, 1 + rank)
+        columns = x.shape[1] * math.prod(self.kernel) // self.group
+        return np.asarray(points.reshape(-1, self.group, columns), dtype=np.float32)
 
-    def _n_points(self, points: Array) -> int:
-        assert self.kernel is not None
-        return int(np.prod(points.shape[1 : 1 + len(self.kernel)]))
+    def _padding(self, sizes: tuple[int, ...], reach: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(before, after) per spatial axis, as ONNX defines pads and auto_pad."""
+        if self.auto_pad in ("NOTSET", "VALID"):
+            pads = self.pads if self.auto_pad == "NOTSET" else (0,) * (2 * len(sizes))
+            return list(zip(pads[: len(sizes)], pads[len(sizes) :]))
+        totals = [
+            max((-(-size // step) - 1) * step + width - size, 0)
+            for size, step, width in zip(sizes, self.strides, reach)
+        ]
+        less = [total // 2 for total in totals]
+        more = [total - half for total, half in zip(totals, less)]
+        return list(zip(less, more) if self.auto_pad == "SAME_UPPER" else zip(more, less))
 
 
 @dataclass
@@ -108,6 +117,25 @@ class Moments:
     def norm(self) -> Array:
         """Root mean square of every column, [groups, columns]."""
         return np.sqrt(self.square / max(self.n, 1))
+
+
+@dataclass
+class Products:
+    """Running sums of paired rows, fp64: left [groups, rows] and left^T right [groups, rows, columns].
+
+    `left` are rows of another value (the same input before pruning, or a residual's change),
+    `right` the rows that a layer reads now.
+    """
+
+    n: int = 0
+    total: Array | float = 0.0
+    product: Array | float = 0.0
+
+    def add(self, left: Array, right: Array) -> None:
+        """Add fp32 rows [n, groups, a] and [n, groups, b] of the same n."""
+        self.n += left.shape[0]
+        self.total = self.total + left.sum(axis=0, dtype=np.float64)
+        self.product = self.product + left.transpose(1, 2, 0) @ right.swapaxes(0, 1)
 
 
 @contextmanager
@@ -217,10 +245,9 @@ class Stream:
                         del state[name]
         self._position = stop
 
-    def values(self, value: ir.Value) -> Iterator[Array]:
-        """`value` for every feed, in order; it must have been reached and still be alive."""
-        for state in self._states:
-            yield state[str(value.name)]
+    def value(self, feed: int, value: ir.Value) -> Array:
+        """`value` for one feed; it must have been reached and still be needed."""
+        return self._states[feed][str(value.name)]
 
     def _is_input(self, name: str) -> bool:
         return any(v.name == name for v in self._graph.inputs)

@@ -38,6 +38,10 @@ class Structure:
         """The share of zeros that results."""
         return 1 - self.n / self.m if self.m else self.sparsity
 
+    def __str__(self) -> str:
+        amount = f"{self.n}:{self.m}" if self.m else f"{self.sparsity:g}"
+        return f"{amount}:{self.rows}x1" if self.rows > 1 else amount
+
 
 def keep_mask(score: Array, structure: Structure) -> Array:
     """Boolean mask of the weights that stay: the highest scores [out, columns], exact counts."""
@@ -178,15 +182,17 @@ def _gradual_mask(total: Array, structure: Structure, progress: float, frozen: A
     return keep_mask(score, now) & ~frozen
 
 
-def retarget(w: Array, cross: Array, second: Array) -> Array:
+def retarget(w: Array, cross: Array, second: Array, drift: Array | None = None) -> Array:
     """Weights that map changed inputs to the original outputs as well as a linear layer can.
 
-    `second` = E[x x^T] of the changed inputs, `cross` = E[x0 x^T] with the original inputs x0:
-    least squares, dampened towards W itself.
+    `second` = E[x x^T] of the changed inputs, `cross` = E[x0 x^T] with the original inputs x0,
+    `drift` = E[(r0 - r) x^T] of the residual that is added to the output: the layer then also makes
+    up for what the residual lost. Least squares, dampened towards W itself.
     """
-    h = dampened(second)
-    shift = np.linalg.solve(h, (cross - second).T).T
-    return w + w @ shift
+    wanted = w @ (cross - second)
+    if drift is not None:
+        wanted = wanted + drift
+    return w + np.linalg.solve(dampened(second), wanted.T).T
 
 
 def output_error(delta: Array, w: Array, second: Array) -> float:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph.layers import weighted
+
 Array = np.ndarray[Any, Any]
 
 SIGNIFICANCE = 1e-9  # 1e-6 shared by the fewer than 1,000 candidates that one weight is tested for
@@ -296,81 +298,6 @@ def _divergence(f: float, q: float) -> float:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A node with a constant weight, and how that weight reads as [out, in(, kh, kw)].
-
-    `value` is the initializer; `zero_point` is None unless the weight is quantised. `data` is the
-    value that the weight multiplies.
-    """
-
-    node: ir.Node
-    value: ir.Value
-    data: ir.Value
-    transposed: bool
-    zero_point: ir.Value | None = None
-    zero_axis: int = 0
-
-    @property
-    def group(self) -> int:
-        return self.node.attributes.get_int("group", 1)
-
-    def array(self) -> Array:
-        """The stored array."""
-        assert self.value.const_value is not None
-        return self.value.const_value.numpy()
-
-    def matrix(self) -> Array:
-        """The weight as [out, in(, kh, kw)], for groups [out, in / group, ...]; a view if it can."""
-        return self._turn(self.array())
-
-    def stored(self, matrix: Array) -> Array:
-        """The inverse of `matrix`: an array in the stored shape and order."""
-        shape = self.array().shape
-        if not self.transposed:
-            return np.ascontiguousarray(matrix.reshape(shape))
-        if self.node.op_type == "ConvTranspose":
-            group, out, inner = self.group, shape[1], shape[0] // self.group
-            cube = matrix.reshape(group, out, inner, *shape[2:]).swapaxes(1, 2)
-            return np.ascontiguousarray(cube.reshape(shape))
-        lead = shape[:-2]
-        turned = matrix.reshape(*lead, shape[-1], shape[-2]).swapaxes(-1, -2)
-        return np.ascontiguousarray(turned)
-
-    def zero(self) -> Array | int:
-        """The zero of this weight, broadcastable against `matrix()`."""
-        if self.zero_point is None or self.zero_point.const_value is None:
-            return 0
-        points = self.zero_point.const_value.numpy()
-        if points.size == 1:
-            return points.reshape(-1)[0]
-        shape = [1] * self.array().ndim
-        shape[self.zero_axis] = points.size
-        return self._turn(np.broadcast_to(points.reshape(shape), self.array().shape))
-
-    def _turn(self, array: Array) -> Array:
-        if self.node.op_type == "ConvTranspose":
-            group, shape = self.group, array.shape
-            cube = array.reshape(group, shape[0] // group, *shape[1:]).swapaxes(1, 2)
-            return cube.reshape(group * shape[1], shape[0] // group, *shape[2:])
-        if self.node.op_type == "Conv":
-            return array
-        turned = array.swapaxes(-1, -2) if self.transposed else array
-        return turned.reshape(-1, turned.shape[-1])
-
-    def macs(self) -> int | None:
-        """Multiply-accumulates of one dense run, or None when a shape is unknown."""
-        moving = self.data if self.node.op_type == "ConvTranspose" else self.node.outputs[0]
-        dims = None if moving.shape is None else moving.shape.dims
-        if dims is None or not all(isinstance(d, int) for d in dims):
-            return None
-        matrix_shape = self.matrix().shape
-        inner = matrix_shape[0] // self.group if self.node.op_type == "ConvTranspose" else 1
-        per_point = math.prod(matrix_shape[2:]) * (inner or 1)
-        per_point *= 1 if self.node.op_type == "ConvTranspose" else matrix_shape[1]
-        return math.prod(int(d) for d in dims) * per_point  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
 class LayerSparsity:
     """One row of the inspection: a layer, its weight and the pattern of its zeros."""
 
@@ -395,39 +322,3 @@ def layers(model: ir.Model) -> list[LayerSparsity]:
         )
         for layer in weighted(model)
     ]
-
-
-def weighted(model: ir.Model) -> list[Layer]:
-    """Every node of the main graph that multiplies by a constant weight, in execution order."""
-    return [layer for node in model.graph if (layer := _layer(node)) is not None]
-
-
-def _layer(node: ir.Node) -> Layer | None:
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return _bind(node, 1, 0, node.op_type == "ConvTranspose")
-    if node.op_type == "Gemm":
-        if right := _bind(node, 1, 0, node.attributes.get_int("transB", 0) == 0):
-            return right
-        return _bind(node, 0, 1, node.attributes.get_int("transA", 0) == 1)
-    if node.op_type == "MatMul":
-        return _bind(node, 1, 0, True) or _bind(node, 0, 1, False)
-    return None
-
-
-def _bind(node: ir.Node, at: int, other: int, transposed: bool) -> Layer | None:
-    """The layer whose weight is input `at`, directly or behind a DequantizeLinear."""
-    value, data = node.inputs[at], node.inputs[other]
-    if value is None or data is None or data.const_value is not None:
-        return None
-    source, zero_point, axis = value, None, 1
-    producer = value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        if producer.inputs[0] is None:
-            return None
-        source, axis = producer.inputs[0], producer.attributes.get_int("axis", 1)
-        zero_point = producer.inputs[2] if len(producer.inputs) > 2 else None
-    if source.const_value is None or not source.is_initializer() or len(source.shape or ()) < 2:
-        return None
-    return Layer(node, source, data, transposed, zero_point, axis)
