@@ -162,6 +162,16 @@ def when(condition: Expr) -> Any:
     return _When(condition)
 
 
+def divide(a: Expr, b: Expr | int) -> Expr:
+    """a / b of non-negative integers (`//` would add the sign cases, which LLVM analyses slowly)."""
+    return tirx.truncdiv(a, b if not isinstance(b, int) else const(b, "int32"))
+
+
+def modulo(a: Expr, b: Expr | int) -> Expr:
+    """a % b of non-negative integers."""
+    return tirx.truncmod(a, b if not isinstance(b, int) else const(b, "int32"))
+
+
 class Choice:
     """`with choose(c) as (then, otherwise):` followed by `with then:` and `with otherwise:`."""
 

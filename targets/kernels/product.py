@@ -22,7 +22,6 @@ from sparsegraph.targets.emit import Cell, Expr, as_int, bind, const, load, loop
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.target import Target
 
-_OPERANDS = 3  # most epilogue operands besides the accumulated value
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
 
@@ -108,10 +107,12 @@ class _Emitter:
         a = self.a
         self.cursors = {n: Cell("int32") for n in ("value", "column", "count")}
         per_chunk = bind(a["images"] * a["tiles"])
-        n_tiles = bind((a["columns"] + a["column_tile"] - 1) // a["column_tile"])
+        n_tiles = bind(emit.divide(a["columns"] + a["column_tile"] - 1, a["column_tile"]))
         with loop(a["begin"], a["end"]) as item:
-            chunk, point = bind(item // per_chunk), bind(item % per_chunk)
-            self.image, self.tile = bind(point // a["tiles"]), bind(point % a["tiles"])
+            chunk = bind(emit.divide(item, per_chunk))
+            point = bind(emit.modulo(item, per_chunk))
+            self.image = bind(emit.divide(point, a["tiles"]))
+            self.tile = bind(emit.modulo(point, a["tiles"]))
             for i, cursor in enumerate(self.cursors.values()):
                 cursor.set(load(a["chunks"], chunk * 5 + i))
             first = bind(load(a["chunks"], chunk * 5 + 3))
@@ -226,7 +227,7 @@ class _Emitter:
     ) -> None:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
         lanes, tree = self.spec.lanes, self.spec.epilogue
-        cheap = expression.operators(tree) <= _CHEAP
+        cheap = _operators(tree) <= _CHEAP
         if not cheap:
             self.store(acc, at)
         for r in reversed(range(len(acc))):
@@ -266,8 +267,8 @@ class _Emitter:
         `segment_start` [tiles*taps + 1] tells the segments of each (tile, tap).
         """
         a, row = self.a, self.spec.panel_row
-        channels = bind(width // a["taps"])
-        source = bind(self.image * a["x_image"] + (start // a["taps"]) * a["x_row"])
+        channels = bind(emit.divide(width, a["taps"]))
+        source = bind(self.image * a["x_image"] + emit.divide(start, a["taps"]) * a["x_row"])
         with loop(0, a["taps"]) as tap:
             at = bind(self.tile * a["taps"] + tap)
             stop = bind(load(a["segment_start"], at + 1))
@@ -303,6 +304,12 @@ class _Emitter:
             return emit.shuffle([bind(h) for h in halves], range(0, 2 * lanes, 2))
         points = [bind(load(x, begin + (v * lanes + i) * step)) for i in range(lanes)]
         return emit.shuffle(points, range(lanes))
+
+
+def _operators(tree: expression.Tree) -> set[str]:
+    """All node types of an expression."""
+    below = (_operators(c) for c in tree[1:] if isinstance(c, tuple))
+    return {tree[0]}.union(*below)
 
 
 def reference(

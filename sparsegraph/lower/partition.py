@@ -1,0 +1,210 @@
+"""Cut the graph into native segments and segments for ONNX Runtime, and lower the native ones.
+
+Lowering a node may decline. Then the node goes to ONNX Runtime, the graph is cut anew, and the
+segments are lowered again, until nothing declines.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph.errors import UnsupportedError, message
+from sparsegraph.graph import constant, has_subgraph, static_shape
+from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
+from sparsegraph.lower.table import HANDLERS
+from sparsegraph.program import Fallback, Plan, Program, Tensor
+from sparsegraph.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive nodes that run in one place."""
+
+    nodes: tuple[ir.Node, ...]
+    is_native: bool
+
+
+def plan(
+    model: ir.Model,
+    target: Target,
+    *,
+    threads: int = 1,
+    allow_fallback: bool = True,
+    on_node: Callable[[ir.Node], None] | None = None,
+) -> Plan:
+    """Lower a whole model.
+
+    Args:
+        model: static shapes, constants as initializers (what `pipeline.optimize` returns).
+        threads: the number of threads that the plan should be able to keep busy.
+        allow_fallback: whether nodes that no kernel covers may run in ONNX Runtime.
+
+    Raises:
+        UnsupportedError: if such nodes exist and no fallback is allowed; lists them.
+    """
+    graph = model.graph
+    reasons: dict[ir.Node, str] = {n: r for n in graph if (r := _refusal(n)) is not None}
+    while True:
+        segments = cut(graph, reasons)
+        lowered: list[Program | Fallback] = []
+        layers: list[dict[str, object]] = []
+        found: dict[ir.Node, str] = {}
+        for segment in segments:
+            inputs, outputs = borders(graph, segment)
+            if not segment.is_native:
+                why = "; ".join(sorted({f"{n.op_type}: {reasons[n]}" for n in segment.nodes}))
+                lowered.append(_fallback(model, segment, inputs, outputs, why))
+                continue
+            program = Program(tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
+            builder = Builder(program, target, chunks=threads)
+            found |= _lower(builder, segment.nodes, outputs, on_node)
+            lowered.append(program)
+            layers += builder.layers
+        if not found:
+            break
+        reasons |= found
+    if reasons and not allow_fallback:
+        names = ", ".join(f"{n.name} ({n.op_type}: {r})" for n, r in reasons.items())
+        fix = "choose a host target, or remove these nodes"
+        raise UnsupportedError(message("target", str(target), names, "a kernel for each", fix))
+    inputs = [v for v in graph.inputs if not _is_default(v)]
+    return Plan(tuple(map(tensor, inputs)), tuple(map(tensor, graph.outputs)), lowered, layers)
+
+
+def _lower(
+    b: Builder,
+    nodes: Sequence[ir.Node],
+    outputs: Sequence[ir.Value],
+    on_node: Callable[[ir.Node], None] | None,
+) -> dict[ir.Node, str]:
+    """Lower `nodes`; returns the nodes that declined, with reasons."""
+    found: dict[ir.Node, str] = {}
+    for node in nodes:
+        if node in b.done:
+            continue
+        if on_node is not None:
+            on_node(node)
+        try:
+            HANDLERS[node.op_type](b, node)
+        except Declined as reason:
+            found[node] = str(reason)
+            _pretend(b, node)
+    if not found:
+        try:
+            b.finish(outputs)
+        except Declined as reason:
+            for value in outputs:
+                producer = value.producer()
+                if producer is not None and producer not in found:
+                    found[producer] = str(reason)
+    return found
+
+
+def _pretend(b: Builder, node: ir.Node) -> None:
+    """Go on as if the node had been lowered, to find all that decline in one round."""
+    for value in node.outputs:
+        if static_shape(value) is not None and value.dtype in DTYPES:
+            b.new_row(value)
+
+
+def _refusal(node: ir.Node) -> str | None:
+    """Why a node cannot be native, known without lowering it."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in HANDLERS:
+        return "no kernel for this operator"
+    if has_subgraph(node):
+        return "control flow"
+    for value in (*node.inputs, *node.outputs):
+        if value is None or not value.name:
+            continue
+        shape = static_shape(value)
+        if shape is None:
+            return f"the shape of '{value.name}' depends on run-time data"
+        if value.dtype not in DTYPES:
+            return f"'{value.name}' has type {value.dtype}"
+        if 0 in shape and constant(value) is None:
+            return f"'{value.name}' has no elements"
+    return None
+
+
+def cut(graph: ir.Graph, reasons: dict[ir.Node, str]) -> list[Segment]:
+    """Segments in execution order; as few switches as a greedy order finds."""
+    waiting = list(graph)
+    done: set[ir.Node] = set()
+    segments: list[Segment] = []
+    native = True
+    while waiting:
+        taken: list[ir.Node] = []
+        rest: list[ir.Node] = []
+        for node in waiting:
+            if (node not in reasons) == native and all(p in done for p in _feeding(node)):
+                taken.append(node)
+                done.add(node)
+            else:
+                rest.append(node)
+        if taken:
+            segments.append(Segment(tuple(taken), native))
+        native, waiting = not native, rest
+    return segments
+
+
+def _feeding(node: ir.Node) -> Iterable[ir.Node]:
+    from sparsegraph.graph import captured
+
+    for value in (*node.inputs, *captured(node)):
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            yield producer
+
+
+def borders(graph: ir.Graph, segment: Segment) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Values that the segment reads from outside and that others need from it."""
+    from sparsegraph.graph import captured
+
+    inside = set(segment.nodes)
+    inputs: dict[ir.Value, None] = {}
+    outputs: dict[ir.Value, None] = {}
+    for node in segment.nodes:
+        for value in (*node.inputs, *captured(node)):
+            if value is None or constant(value) is not None or not value.name:
+                continue
+            if value.producer() not in inside:
+                inputs[value] = None
+        for value in node.outputs:
+            if value.is_graph_output() or any(n not in inside for n in value.consumers()):
+                outputs[value] = None
+    return list(inputs), list(outputs)
+
+
+def tensor(value: ir.Value) -> Tensor:
+    """A border value; -1 stands for an extent that depends on run-time data."""
+    dims = value.shape.dims if value.shape is not None else ()
+    shape = tuple(d if isinstance(d, int) else -1 for d in dims)
+    assert value.dtype is not None
+    dtype = DTYPES.get(value.dtype) or np.dtype(value.dtype.numpy()).name
+    return Tensor(name_of(value), dtype, shape)
+
+
+def _is_default(value: ir.Value) -> bool:
+    return value.const_value is not None
+
+
+def _fallback(
+    model: ir.Model,
+    segment: Segment,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    reason: str,
+) -> Fallback:
+    graph = ir.convenience.extract(model.graph, inputs=list(inputs), outputs=list(outputs))
+    part = ir.Model(graph, ir_version=min(model.ir_version, 11))
+    graph.opset_imports.update(model.graph.opset_imports)
+    part.functions.update(model.functions)
+    return Fallback(
+        tuple(map(tensor, inputs)),
+        tuple(map(tensor, outputs)),
+        ir.to_proto(part).SerializeToString(deterministic=True),
+        tuple(n.name or n.op_type for n in segment.nodes),
+        reason,
+    )

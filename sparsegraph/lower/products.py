@@ -1,0 +1,305 @@
+"""MatMul, Gemm and Conv with constant weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph import formats
+from sparsegraph.graph import attribute, constant, float_attribute, int_attribute, ints_attribute
+from sparsegraph.lower import regions
+from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
+from sparsegraph.lower.choose import choose
+from sparsegraph.lower.elementwise import feature_kind, operand
+from sparsegraph.program import Arg, Scratch
+from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.layout import FeatureMajor
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution walks over a map.
+
+    Attributes: all (height, width); pads are (top, left, bottom, right).
+    """
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+    @property
+    def out(self) -> tuple[int, int]:
+        (h, w), (kh, kw), (sh, sw), (dh, dw) = self.size, self.kernel, self.stride, self.dilation
+        top, left, bottom, right = self.pads
+        height = (h + top + bottom - dh * (kh - 1) - 1) // sh + 1
+        return height, (w + left + right - dw * (kw - 1) - 1) // sw + 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True if the output map is the input map, point by point."""
+        ones = (1, 1)
+        return self.kernel == ones and self.stride == ones and not any(self.pads)
+
+
+def lower_matmul(b: Builder, node: ir.Node) -> None:
+    """Activations [..., K] times a constant [K, N]."""
+    x, weight = node.inputs[0], constant(node.inputs[1])
+    assert x is not None
+    if weight is None or weight.ndim != 2:
+        raise Declined("the right operand is not a constant matrix")
+    lower_linear(b, node, x, np.ascontiguousarray(weight.T), None, node.inputs[1])
+
+
+def lower_gemm(b: Builder, node: ir.Node) -> None:
+    """alpha * A * B + beta * C with constant B and C."""
+    x, weight = node.inputs[0], constant(node.inputs[1])
+    assert x is not None
+    if weight is None or attribute(node, "transA", 0):
+        raise Declined("Gemm needs a constant B and an untransposed A")
+    if not attribute(node, "transB", 0):
+        weight = weight.T
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        if bias is None or bias.size not in (1, weight.shape[0]):
+            raise Declined("Gemm's C is not a constant vector")
+        bias = float_attribute(node, "beta", 1.0) * np.broadcast_to(bias.ravel(), weight.shape[0])
+    weight = np.ascontiguousarray(float_attribute(node, "alpha", 1.0) * weight, np.float32)
+    lower_linear(b, node, x, weight, bias, node.inputs[1])
+
+
+def lower_linear(
+    b: Builder,
+    node: ir.Node,
+    x: ir.Value,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    source: ir.Value | None,
+) -> None:
+    """weight [N, K] times the last axis of x."""
+    shape = shape_of(x)
+    if len(shape) < 2:
+        raise Declined("activations of rank 1")
+    stored = b.feature(x, len(shape) - 1)
+    result = node.outputs[0]
+    layout = _result_layout(stored.fm, len(shape_of(result)) - 1)
+    emit_product(b, [node], stored, weight, bias, result, layout, None)
+
+
+def lower_conv(b: Builder, node: ir.Node) -> None:
+    """Convolution over one or two axes, any groups; depthwise has its own kernel."""
+    from sparsegraph.lower.spatial import lower_depthwise
+
+    x, weight = node.inputs[0], constant(node.inputs[1])
+    assert x is not None
+    if weight is None:
+        raise Declined("the weight is not constant")
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        raise Declined("the bias is not constant")
+    window = window_of(node, shape_of(x), weight.shape)
+    weight = weight.reshape(*weight.shape[:2], *window.kernel)
+    groups = int_attribute(node, "group", 1)
+    if groups > 1 and weight.shape[1] == 1:
+        lower_depthwise(b, node, x, weight, bias, window)
+        return
+    stored = b.feature(x, 1)
+    result = node.outputs[0]
+    points = window.out[0] * window.out[1]
+    layout = FeatureMajor(stored.fm.images, 0, points, 0, 0, 0, 0, 1)
+    if groups == 1:
+        emit_product(b, [node], stored, weight, bias, result, layout, window)
+        return
+    whole = b.new_feature(result, layout)
+    per_in, per_out = weight.shape[1], weight.shape[0] // groups
+    for g in range(groups):
+        rows = slice(g * per_out, (g + 1) * per_out)
+        part = Stored(stored.ref, stored.shape, "float32", stored.fm.slice(g * per_in, per_in))
+        to = Stored(whole.ref, whole.shape, "float32", whole.fm.slice(rows.start, per_out))
+        one = None if bias is None else bias[rows]
+        step_product(b, [node], part, weight[rows], one, to, window, None)
+
+
+def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
+    """The window of a Conv or pool over one or two spatial axes.
+
+    Raises:
+        Declined: for three or more axes.
+    """
+    n = len(x) - 2
+    if n not in (1, 2):
+        raise Declined(f"{n} spatial axes")
+    kernel = ints_attribute(node, "kernel_shape") or tuple(weight[2:])
+    stride = ints_attribute(node, "strides") or (1,) * n
+    dilation = ints_attribute(node, "dilations") or (1,) * n
+    pads = ints_attribute(node, "pads") or (0,) * 2 * n
+    mode = attribute(node, "auto_pad", "NOTSET")
+    size = tuple(x[2:])
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same_pads(size, kernel, stride, dilation, upper=mode == "SAME_UPPER")
+    if n == 1:  # a row is a map of height 1
+        pads = (0, pads[0], 0, pads[1])
+        size, kernel, stride, dilation = (
+            (1, t[0]) for t in (size, kernel, stride, dilation)
+        )
+    return Window(
+        (size[0], size[1]), (kernel[0], kernel[1]), (stride[0], stride[1]),
+        (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]),
+    )  # fmt: skip
+
+
+def _same_pads(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+    *, upper: bool,
+) -> tuple[int, ...]:  # fmt: skip
+    begin, end = [], []
+    for d, k, s, dil in zip(size, kernel, stride, dilation):
+        total = max(0, (-(-d // s) - 1) * s + dil * (k - 1) + 1 - d)
+        small, large = total // 2, total - total // 2
+        begin.append(small if upper else large)
+        end.append(large if upper else small)
+    return (*begin, *end)
+
+
+def emit_product(
+    b: Builder,
+    nodes: list[ir.Node],
+    x: Stored,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    result: ir.Value,
+    layout: FeatureMajor,
+    window: Window | None,
+) -> None:
+    """A product and the element-wise region that follows it, as one kernel call."""
+    region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
+    if len(region.operands) > 3:
+        region = regions.Region(("arg", 0), (), (), result, ())
+    to = b.new_feature(region.result, layout)
+    step_product(b, [*nodes, *region.nodes], x, weight, bias, to, window, region)
+
+
+def step_product(
+    b: Builder,
+    nodes: list[ir.Node],
+    x: Stored,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    to: Stored,
+    window: Window | None,
+    region: regions.Region | None,
+) -> None:
+    """Append one product kernel. `weight` is [rows, columns] or [rows, channels, kh, kw]."""
+    lanes, target = b.target.lanes, b.target
+    y = to.fm
+    vectors = y.block // lanes
+    taps = int(np.prod(weight.shape[2:], dtype=np.int64))
+    step = None if window is None or window.is_pointwise else window.stride[1]
+    if step is None and y.block != x.fm.block:
+        raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
+    density = float(np.count_nonzero(weight)) / max(1, weight.size)
+    columns = int(np.prod(weight.shape[1:], dtype=np.int64))
+    row = -(-(y.block + lanes) // 16) * 16 if step is not None else x.fm.row
+    choice = choose(density, vectors, columns, target, taps=taps, row=min(row, y.block + 16))
+    tree = None if region is None or not region.nodes else region.tree
+    kernel = Product(
+        choice.weight, choice.group, choice.split, lanes, step, tree,
+        tuple(region.kinds) if region else (),
+    )  # fmt: skip
+    matrix = _columns_by_tile(weight, choice.tile // taps)
+    items = y.images * y.tiles
+    chunks = b.chunks if items < 4 * b.chunks else 1
+    pack = formats.pack_dense if choice.weight == "dense" else formats.pack_coded
+    packed = pack(matrix, choice.group, choice.tile, chunks)
+    name = nodes[0].name or name_of(nodes[0].outputs[0])
+    args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
+    full_bias = np.zeros(len(matrix), np.float32) if bias is None else bias.astype(np.float32)
+    args.append(b.weight(f"{name}.bias", full_bias))
+    args.append(b.weight(f"{name}.values", packed.values))
+    args.append(b.weight(f"{name}.rows", packed.row_index))
+    args.append(b.weight(f"{name}.chunks", packed.chunks))
+    if choice.weight == "coded":
+        args.append(b.weight(f"{name}.columns", packed.column_index))
+        args.append(b.weight(f"{name}.counts", packed.counts))
+    if step is not None and window is not None:
+        moves, starts = segments(window, x.fm, y, lanes)
+        args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
+        args += [taps, b.weight(f"{name}.segments", moves), b.weight(f"{name}.starts", starts)]
+    if region:
+        for value, kind in zip(region.operands, region.kinds):
+            args += operand(b, value, kind, to)
+    macs = weight.size * y.images * y.points
+    b.step(
+        kernel, args, items * len(packed.chunks), nodes, flops=int(2 * macs * density),
+        dense_flops=2 * macs,
+        detail=f"{choice.weight} {density:.1%} non-zero, {y.points} points",
+    )  # fmt: skip
+    b.describe(nodes[0], weight.shape, density, choice, macs)
+
+
+def _columns_by_tile(weight: np.ndarray, channels: int) -> np.ndarray:
+    """[rows, channels, kh, kw] -> [rows, columns], taps outermost within each tile of channels."""
+    if weight.ndim == 2:
+        return weight
+    rows = len(weight)
+    flat = weight.reshape(rows, weight.shape[1], -1)
+    parts = [
+        flat[:, first : first + channels].transpose(0, 2, 1).reshape(rows, -1)
+        for first in range(0, flat.shape[1], channels)
+    ]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def segments(
+    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of consecutive source points for every (tile, tap): see Product.gather.
+
+    Returns:
+        int32 [segments, 3] (to, from, vectors) and int32 [tiles * taps + 1] starts.
+    """
+    (h, w), (out_h, out_w) = window.size, window.out
+    out = np.arange(out_h * out_w)
+    oy, ox = out // out_w, out % out_w
+    tables, n_taps = [], window.kernel[0] * window.kernel[1]
+    for tap in range(n_taps):
+        ty, tx = tap // window.kernel[1], tap % window.kernel[1]
+        iy = oy * window.stride[0] + ty * window.dilation[0] - window.pads[0]
+        ix = ox * window.stride[1] + tx * window.dilation[1] - window.pads[1]
+        inside = (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
+        point = iy * w + ix
+        address = point // x.block * x.tile + point % x.block
+        tables.append(_runs(np.where(inside, address, -1), window.stride[1], y.block, lanes))
+    tile = np.concatenate([t[:, 0] for t in tables])
+    tap_of = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
+    rows = np.concatenate([t[:, 1:] for t in tables])
+    order = np.lexsort((rows[:, 0], tap_of, tile))
+    keys = (tile * n_taps + tap_of)[order]
+    starts = np.searchsorted(keys, np.arange(y.tiles * n_taps + 1))
+    return np.ascontiguousarray(rows[order], np.int32), starts.astype(np.int32)
+
+
+def _runs(source: np.ndarray, step: int, block: int, lanes: int) -> np.ndarray:
+    """Cut source addresses (-1: zero) into runs within tiles: rows (tile, to, from, vectors)."""
+    position = np.arange(len(source))
+    follows = np.zeros(len(source), bool)
+    zero = (source[1:] < 0) & (source[:-1] < 0)
+    moves = (source[1:] >= 0) & (source[:-1] >= 0) & (source[1:] == source[:-1] + step)
+    follows[1:] = (zero | moves) & (position[1:] % block != 0)
+    first = position[~follows]
+    length = np.diff(np.append(first, len(source)))
+    longest = 4 * lanes
+    pieces = -(-length // longest)
+    index = np.repeat(np.arange(len(first)), pieces)
+    part = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    start = first[index] + part * longest
+    rest = np.minimum(length[index] - part * longest, longest)
+    return np.stack([start // block, start % block, source[start], -(-rest // lanes)], axis=1)
+
+
+def _result_layout(x: FeatureMajor, axis: int) -> FeatureMajor:
+    """A pattern for the result: the points of x with features on `axis`."""
+    return FeatureMajor(x.images, 0, x.points, x.block, 0, 0, 0, axis)

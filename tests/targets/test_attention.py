@@ -1,0 +1,75 @@
+"""Attention kernels against float64: odd sizes, grouped heads, every kind of mask."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from sparsegraph import targets
+from sparsegraph.targets import host
+from sparsegraph.targets.kernels import convert
+from sparsegraph.targets.kernels.attention import Attention, group_for, reference
+from sparsegraph.targets.layout import FeatureMajor, blocked
+
+TARGET = targets.native()
+CASES = [  # images, heads, key heads, queries, keys, depth, value depth
+    (1, 2, 2, 49, 49, 8, 8),
+    (2, 4, 2, 33, 70, 5, 9),
+    (1, 1, 1, 1, 3, 4, 4),
+    (1, 3, 3, 128, 128, 32, 32),
+    (1, 2, 1, 197, 130, 16, 16),
+]
+
+
+@lru_cache(maxsize=None)
+def library(kernel: Attention) -> host.Library:
+    return host.Library([kernel], TARGET)
+
+
+def pack(values: np.ndarray) -> tuple[np.ndarray, FeatureMajor]:
+    """[images, heads, points, depth] -> heads side by side as features."""
+    images, heads, points, depth = values.shape
+    layout = blocked(images, heads * depth, points, 2, TARGET)
+    planes = values.transpose(0, 1, 3, 2).reshape(images, heads * depth, points)
+    return host.aligned(convert.pack(planes, layout, fill=0.5)), layout
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "key", "full"])
+@pytest.mark.parametrize("case", CASES)
+def test_attention_equals_the_reference(case: tuple[int, ...], mask_kind: str) -> None:
+    images, heads, key_heads, queries, keys, depth, value_depth = case
+    rng = np.random.default_rng(hash(case) % 1000)
+    q = rng.standard_normal((images, heads, queries, depth)).astype(np.float32)
+    k = rng.standard_normal((images, key_heads, keys, depth)).astype(np.float32)
+    v = rng.standard_normal((images, key_heads, keys, value_depth)).astype(np.float32)
+    (qf, ql), (kf, kl), (vf, vl) = pack(q), pack(k), pack(v)
+    yl = blocked(images, heads * value_depth, queries, 2, TARGET)
+    y = host.empty(yl.size)
+    kernel = Attention(ql.block // TARGET.lanes, TARGET.lanes,
+                       group_for(ql.block // TARGET.lanes, TARGET), kl.block, mask_kind)  # fmt: skip
+    mask, mask_args = None, ()
+    if mask_kind == "key":
+        mask = np.where(rng.random((images, 1, 1, keys)) < 0.3, -1e4, 0).astype(np.float32)
+        mask[..., 0] = 0
+        mask_args = (host.aligned(mask), keys)
+    if mask_kind == "full":
+        mask = np.where(rng.random((1, heads, queries, keys)) < 0.3, -np.inf, 0.25)
+        mask[..., 0] = 0
+        planes = mask.reshape(heads, queries, keys).transpose(0, 2, 1).astype(np.float32)
+        layout = blocked(heads, keys, queries, 2, TARGET)
+        mask_args = (host.aligned(convert.pack(planes, layout)), 0, layout.image, layout.tile,
+                     layout.row)  # fmt: skip
+    scale = 1 / np.sqrt(depth)
+    sides = []
+    for flat, fm, d in ((y, yl, value_depth), (qf, ql, depth), (kf, kl, depth),
+                        (vf, vl, value_depth)):  # fmt: skip
+        sides += [flat, fm.image, d * fm.row, fm.tile, fm.row]
+    scratch = host.empty(kernel.scratch_bytes(keys) // 4)
+    library(kernel).call(
+        kernel, *sides, scratch, scale, heads, heads // key_heads, ql.tiles, keys, depth,
+        value_depth, *mask_args, end=images * heads * ql.tiles,
+    )  # fmt: skip
+    share = np.arange(heads) // (heads // key_heads)
+    expected = reference(q, k[:, share], v[:, share], scale, mask)
+    got = convert.unpack(y, yl).reshape(images, heads, value_depth, queries).swapaxes(2, 3)
+    bound = 1e-6 * np.abs(v).max() * np.sqrt(keys) + 1e-6
+    assert np.abs(got - expected).max() <= bound
