@@ -1,0 +1,299 @@
+"""Elementary functions on float32 scalars and vectors from +, *, /, compare, select and bit shifts.
+
+LLVM turns `exp`, `tanh` or `erf` of a vector into one libm call per lane (12 to 20 times slower),
+so each is a polynomial or a quotient of two. The coefficients are our own minimax fits
+(Lawson-weighted least squares over Chebyshev points); each bound below is the measured one and
+is asserted by tests/targets/test_math.py. Every function takes any number of lanes, keeps NaN,
+and is exact at infinities, zeros and denormals. Two rules keep the compiler from folding what
+must stay: never compare a value with itself (use `is_nan`), never write (x + c) - c.
+"""
+
+from collections.abc import Sequence
+
+from sparsegraph.targets import emit
+from sparsegraph.targets.emit import Expr, T
+
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06  # 16 bits + the rest
+LOG2_E = 1.4426950408889634
+MAGIC = 12582912.0  # 1.5 * 2^23: adding it puts a rounded integer into the low bits
+MAGIC_BITS = 0x4B400000
+HALF_PI, HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
+
+# name: coefficients, lowest power first                              largest relative error
+EXP = (0.499992311000824, 0.16667115688323975, 0.041890330612659454, 0.008312501013278961)  # 1.1e-7
+LOG = (
+    0.3333333134651184,
+    -0.2500081956386566,
+    0.20001226663589478,
+    -0.16623356938362122,
+    0.14201758801937103,
+    -0.13160182535648346,
+    0.12761574983596802,
+    -0.07634492963552475,
+)  # 6e-9
+ERF_P = (
+    1.1283791065216064,
+    0.1904076635837555,
+    0.05274888500571251,
+    0.00376566918566823,
+    0.0002848840958904475,
+    2.0500806385825854e-06,
+)
+ERF_Q = (
+    1.0,
+    0.5020771622657776,
+    0.11410961300134659,
+    0.01496932189911604,
+    0.0011625485494732857,
+    3.809171903412789e-05,
+)  # 1.9e-8 on |x| <= 3.92
+TANH_P = (
+    1.0,
+    0.13379716873168945,
+    0.003494034055620432,
+    2.0583474906743504e-05,
+    1.3319064073868958e-08,
+)
+TANH_Q = (
+    1.0,
+    0.4671303331851959,
+    0.025871071964502335,
+    0.00032830919371917844,
+    7.762016025480989e-07,
+)  # 2.1e-8 on |x| <= 9.02
+SIN = (-0.16666655242443085, 0.008332155644893646, -0.0001951463200384751)  # 4e-9, |x| <= pi/4
+COS = (0.04166664555668831, -0.0013887309469282627, 2.443241282890085e-05)  # 2e-10, |x| <= pi/4
+ATANH = tuple(2.0 / (2 * i + 1) for i in range(6))  # log((1+s)/(1-s)) = 2 (s + s^3/3 + ...)
+EXP_DOUBLE = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)  # 5e-9, |x| <= ln(2)/2
+
+
+# ---------------------------------------------------------------- types of expressions
+
+
+def type_of(x: Expr) -> tuple[str, int]:
+    """Element type and number of lanes: `float32x8` -> ("float32", 8)."""
+    dtype, _, lanes = str(x.ty).partition("x")
+    return dtype, int(lanes or 1)
+
+
+def like(value: float | int, x: Expr) -> Expr:
+    """The constant `value` in the type and width of `x`."""
+    dtype, lanes = type_of(x)
+    number = float(value) if dtype.startswith("float") else int(value)
+    return emit.splat(emit.const(number, dtype), lanes)
+
+
+def cast(x: Expr, dtype: str) -> Expr:
+    """Numeric conversion, same lanes."""
+    lanes = type_of(x)[1]
+    return T.cast(x, dtype if lanes == 1 else f"{dtype}x{lanes}")
+
+
+def bits(x: Expr, dtype: str) -> Expr:
+    """The same bits read as another type of equal size."""
+    lanes = type_of(x)[1]
+    return T.reinterpret(dtype if lanes == 1 else f"{dtype}x{lanes}", x)
+
+
+def select(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """a where the condition holds, else b; both are computed."""
+    return T.Select(condition, a, b)
+
+
+def is_nan(x: Expr) -> Expr:
+    """True where x is NaN (`x != x` is folded to false by the simplifier)."""
+    return T.isnan(x)
+
+
+def above(x: Expr, bound: Expr) -> Expr:
+    """max(x, bound) that keeps NaN of x (one instruction)."""
+    return select(x < bound, bound, x)
+
+
+def below(x: Expr, bound: Expr) -> Expr:
+    """min(x, bound) that keeps NaN of x (one instruction)."""
+    return select(x > bound, bound, x)
+
+
+def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """Horner's rule, lowest power first."""
+    result = like(coefficients[-1], x)
+    for c in reversed(coefficients[:-1]):
+        result = result * x + like(c, x)
+    return result
+
+
+def _shift_left(x: Expr, n: int) -> Expr:
+    return T.shift_left(x, like(n, x))
+
+
+def _shift_right(x: Expr, n: int) -> Expr:
+    return T.shift_right(x, like(n, x))
+
+
+# ---------------------------------------------------------------- exponentials
+
+
+def exp(x: Expr) -> Expr:
+    """e^x, relative error <= 3e-7; inf above 88.73, denormals down to -103.9, then 0."""
+    x = emit.bind(below(above(x, like(-104.5, x)), like(89.0, x)))
+    n = emit.bind(T.nearbyint(x * like(LOG2_E, x)))
+    r = emit.bind(x - n * like(LN2_HIGH, x) - n * like(LN2_LOW, x))
+    near_one = polynomial(r, EXP) * (r * r) + r + like(1.0, r)
+    exponent = emit.bind(bits(n + like(MAGIC, n), "int32"))
+    exponent = emit.bind(exponent - like(MAGIC_BITS, exponent))
+    half = emit.bind(_shift_right(exponent, 1))
+    return near_one * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def _power_of_two(n: Expr) -> Expr:
+    """2^n for int32 n in [-126, 127]."""
+    return bits(_shift_left(n + like(127, n), 23), "float32")
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e^-x), relative error <= 5e-7."""
+    return like(1.0, x) / (exp(like(0.0, x) - x) + like(1.0, x))
+
+
+def tanh(x: Expr) -> Expr:
+    """Relative error <= 5e-7."""
+    return _odd_quotient(x, 9.02, TANH_P, TANH_Q)
+
+
+def erf(x: Expr) -> Expr:
+    """Relative error <= 5e-7."""
+    return _odd_quotient(x, 3.92, ERF_P, ERF_Q)
+
+
+def _odd_quotient(x: Expr, limit: float, p: Sequence[float], q: Sequence[float]) -> Expr:
+    """x P(x²) / Q(x²) within [-limit, limit], saturated at +-1."""
+    clamped = emit.bind(below(above(x, like(-limit, x)), like(limit, x)))
+    square = emit.bind(clamped * clamped)
+    value = emit.bind(clamped * polynomial(square, p) / polynomial(square, q))
+    return below(above(value, like(-1.0, x)), like(1.0, x))
+
+
+def gelu(x: Expr) -> Expr:
+    """x/2 (1 + erf(x/sqrt(2))), absolute error <= 1e-6 for |x| <= 10, relative beyond."""
+    half = x * like(0.5, x)
+    return half * erf(x * like(0.7071067811865476, x)) + half
+
+
+def gelu_tanh(x: Expr) -> Expr:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))) as x sigmoid(2...), absolute error <= 1e-6."""
+    inner = x * (x * x * like(2 * 0.7978845608028654 * 0.044715, x) + like(1.5957691216057308, x))
+    return x * sigmoid(inner)
+
+
+# ---------------------------------------------------------------- logarithms
+
+
+def log(x: Expr) -> Expr:
+    """Natural logarithm, relative error <= 3e-7; -inf at 0, NaN below."""
+    tiny = x < like(1.1754943508222875e-38, x)
+    scaled = emit.bind(select(tiny, x * like(float(1 << 23), x), x))
+    word = emit.bind(bits(scaled, "int32"))
+    exponent = emit.bind(_shift_right(word - like(0x3F3504F3, word), 23))
+    mantissa = emit.bind(bits(word - _shift_left(exponent, 23), "float32"))
+    f = emit.bind(mantissa - like(1.0, mantissa))
+    e = emit.bind(cast(exponent, "float32") - select(tiny, like(23.0, x), like(0.0, x)))
+    low = polynomial(f, LOG) * (f * f) * f + e * like(LN2_LOW, e)
+    value = emit.bind(low - f * f * like(0.5, f) + f + e * like(LN2_HIGH, e))
+    value = emit.bind(select(x < like(float("inf"), x), value, x))
+    value = emit.bind(select(x > like(0.0, x), value, like(-float("inf"), x)))
+    return select(T.Or(x < like(0.0, x), is_nan(x)), like(float("nan"), x), value)
+
+
+def log1p_unit(t: Expr) -> Expr:
+    """log(1 + t) for t in [0, 1], relative error <= 4e-6 (absolute 1e-7)."""
+    series = t * (like(1.0, t) + t * (like(1 / 3, t) * t - like(0.5, t)))
+    return select(t < like(0.01, t), series, log(t + like(1.0, t)))
+
+
+def softplus(x: Expr) -> Expr:
+    """log(1 + e^x) without overflow, absolute error <= 2e-7 (relative beyond 1)."""
+    t = emit.bind(exp(like(0.0, x) - T.abs(x)))
+    return above(x, like(0.0, x)) + log1p_unit(t)
+
+
+def mish(x: Expr) -> Expr:
+    """x tanh(log(1 + e^x)), relative error <= 1e-6."""
+    e = emit.bind(exp(below(x, like(20.0, x))))
+    n = emit.bind(e * (e + like(2.0, e)))
+    return select(x > like(20.0, x), x, x * (n / (n + like(2.0, n))))
+
+
+def power(x: Expr, y: Expr) -> Expr:
+    """x^y through float64, relative error <= 2e-7; C's `pow` save (-1)^inf = NaN."""
+    magnitude = emit.bind(T.abs(x))
+    product = emit.bind(cast(y, "float64") * _log_double(magnitude))
+    value = emit.bind(cast(_exp_double(product), "float32"))
+    whole = T.trunc(y)
+    is_odd = T.NE(T.trunc(y * like(0.5, y)) * like(2.0, y), whole)
+    is_odd = T.And(is_odd, T.abs(y) < like(16777216.0, y))
+    negative = bits(x, "int32") < like(0, bits(x, "int32"))
+    signed = emit.bind(select(T.And(negative, is_odd), like(0.0, x) - value, value))
+    fraction = T.And(T.NE(whole, y), T.abs(y) < like(float("inf"), y))
+    no_real = T.And(T.And(x < like(0.0, x), magnitude < like(float("inf"), x)), fraction)
+    value = emit.bind(select(no_real, like(float("nan"), x), select(fraction, value, signed)))
+    value = emit.bind(select(T.Or(is_nan(x), is_nan(y)), like(float("nan"), x), value))
+    return select(T.Or(T.EQ(y, like(0.0, y)), T.EQ(x, like(1.0, x))), like(1.0, x), value)
+
+
+def _log_double(x: Expr) -> Expr:
+    """Natural logarithm of float32 x >= 0 as float64, relative error 1e-10."""
+    tiny = x < like(1.1754943508222875e-38, x)
+    word = emit.bind(bits(select(tiny, x * like(float(1 << 23), x), x), "int32"))
+    exponent = emit.bind(_shift_right(word - like(0x3F3504F3, word), 23))
+    m = emit.bind(cast(bits(word - _shift_left(exponent, 23), "float32"), "float64"))
+    s = emit.bind((m - like(1.0, m)) / (m + like(1.0, m)))
+    e = cast(cast(exponent, "float32") - select(tiny, like(23.0, x), like(0.0, x)), "float64")
+    value = emit.bind(polynomial(s * s, ATANH) * s + e * like(0.6931471805599453, e))
+    infinite = like(float("inf"), value)
+    value = emit.bind(select(T.EQ(x, like(float("inf"), x)), infinite, value))
+    return select(T.EQ(x, like(0.0, x)), like(-float("inf"), value), value)
+
+
+def _exp_double(x: Expr) -> Expr:
+    """e^x in float64, exact enough for float32, clamped to float32's range and beyond it."""
+    x = emit.bind(below(above(x, like(-170.0, x)), like(170.0, x)))
+    n = emit.bind(T.nearbyint(x * like(LOG2_E, x)))
+    r = emit.bind(x - n * like(0.6931471805599453, x))
+    half = emit.bind(T.nearbyint(cast(n, "float32") * like(0.5, cast(n, "float32"))))
+    word = bits(half + like(MAGIC, half), "int32") - like(MAGIC_BITS, bits(half, "int32"))
+    first = cast(_power_of_two(word), "float64")
+    rest = cast(n, "float32") - half
+    word = bits(rest + like(MAGIC, rest), "int32") - like(MAGIC_BITS, bits(rest, "int32"))
+    second = cast(_power_of_two(word), "float64")
+    return select(is_nan(x), x, polynomial(r, EXP_DOUBLE) * first * second)
+
+
+# ---------------------------------------------------------------- angles
+
+
+def sin(x: Expr) -> Expr:
+    """Absolute error <= 2e-7 for |x| <= 1e6 (reduced in float64), in [-1, 1]; NaN at inf."""
+    return _angle(x, 0.0)
+
+
+def cos(x: Expr) -> Expr:
+    """Absolute error <= 2e-7 for |x| <= 1e6 (reduced in float64), in [-1, 1]; NaN at inf."""
+    return _angle(x, 1.0)
+
+
+def _angle(x: Expr, quarter_turns: float) -> Expr:
+    wide = emit.bind(cast(x, "float64"))
+    n = emit.bind(T.nearbyint(wide * like(2 / 3.141592653589793, wide)))
+    reduced = wide - n * like(HALF_PI, n) - n * like(HALF_PI_LOW, n)
+    r = cast(reduced, "float32")
+    r = emit.bind(below(above(r, like(-1.0, r)), like(1.0, r)))
+    turn = emit.bind(n + like(quarter_turns, n))
+    quadrant = turn - like(4.0, turn) * T.floor(turn * like(0.25, turn))
+    q = emit.bind(cast(quadrant, "float32"))
+    r2 = emit.bind(r * r)
+    sine = emit.bind(polynomial(r2, SIN) * r2 * r + r)
+    cosine = emit.bind(polynomial(r2, COS) * (r2 * r2) - r2 * like(0.5, r2) + like(1.0, r2))
+    is_odd = T.Or(T.EQ(q, like(1.0, q)), T.EQ(q, like(3.0, q)))
+    value = emit.bind(select(is_odd, cosine, sine))
+    return select(q > like(1.5, q), like(0.0, value) - value, value)
