@@ -29,15 +29,16 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from sparsegraph.targets import driver, emit, link
-from sparsegraph.targets.kernel import Kernel, prim_func
-from sparsegraph.targets.target import Target
 
 from sparsegraph import memory, runtime
 from sparsegraph.errors import UsageError, message
 from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
+from sparsegraph.targets import driver, emit, link
+from sparsegraph.targets.kernel import Kernel, prim_func
+from sparsegraph.targets.target import Target
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
+Check = Callable[[Path], Mapping[str, JsonValue]]
 
 _ALIGNMENT = 64
 _SOURCES = Path(driver.__file__).parent
@@ -139,6 +140,7 @@ def write(
     path: str | os.PathLike[str],
     meta: Mapping[str, Any],
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Manifest:
     """Compile `plan` for `target` into the folder `path`.
 
@@ -149,6 +151,8 @@ def write(
         meta: JSON values for the manifest: `model_sha256`, and optionally `passes`,
             `verification` and `tools` (more versions). Times would make builds differ.
         progress: called as `progress("compile kernels", done, total)`.
+        check: runs the finished folder before it appears under `path`; what it returns is the
+            verification record, what it raises stops the work.
 
     Raises:
         UsageError: `path` cannot be written, or holds something that is not an artefact.
@@ -163,6 +167,9 @@ def write(
         shutil.copyfile(_SOURCES / "runtime.h", folder / runtime.HEADER)
         manifest = _manifest(plan, segments, target, meta, _members(folder))
         _write_manifest(manifest, folder)
+        if check is not None:
+            manifest = manifest.model_copy(update={"verification": check(folder)})
+            _write_manifest(manifest, folder)
         _publish(folder, output)
     return manifest
 
@@ -205,7 +212,7 @@ def _append(file: Any, weight: np.ndarray, places: dict[bytes, int]) -> int:
     """Offset of the weight's bytes in `file`; writes them unless they are there."""
     data = np.ascontiguousarray(weight, weight.dtype.newbyteorder("<"))
     raw = data.reshape(-1).view(np.uint8)
-    digest = hashlib.sha256(raw).digest()
+    digest = hashlib.sha256(raw.data).digest()
     if digest not in places:
         file.write(bytes(-file.tell() % _ALIGNMENT))
         places[digest] = file.tell()
@@ -230,7 +237,7 @@ def _build_library(
         text = Path(temporary, "driver.c")
         text.write_text(driver.generate(segments, n_weight_bytes))
         objects = _compile(list(kernels.values()), target, Path(temporary), progress)
-        sources = [_SOURCES / "runtime.c", text]
+        sources = [_SOURCES / "runtime.c", _SOURCES / "pool.c", text]
         link.shared_library(objects, sources, target, folder / runtime.LIBRARY)
 
 
@@ -246,10 +253,13 @@ def _compile(
         kernel = kernels[i]
         emit.write_object({kernel.name: prim_func(kernel, target)}, target, paths[i])
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)  # TVM lets go of the GIL while LLVM works
+    try:
         for _ in pool.map(compile_one, range(len(kernels))):
             done += 1
             progress("compile kernels", done, len(kernels))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return paths
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sparsegraph import targets
 
+from sparsegraph import targets
 from sparsegraph.errors import ArtefactError, UsageError, message
 
 SCHEMA = 1  # version of manifest.json
@@ -79,7 +79,7 @@ class InferenceSession:
             sess_options: an `onnxruntime.SessionOptions`; its `intra_op_num_threads` counts if it
                 is not 0, nothing else does.
             providers: None, or a list that holds `CPUExecutionProvider`.
-            threads: threads of one run, the caller included.
+            threads: threads of one run, the caller included; at most one per core is used.
 
         Raises:
             ArtefactError: damaged or modified files, another schema, or a CPU that lacks features.
@@ -95,13 +95,7 @@ class InferenceSession:
         self._outputs = [_Border.of(t) for t in self.manifest["outputs"]]
         self._names = {b.name for b in self._inputs}
         self._output_names = [b.name for b in self._outputs]
-        self._native = _Native(members, self.threads) if LIBRARY in members.records else None
-        self._segments = [self._segment(s, members) for s in self.manifest["segments"]]
-
-    def _segment(self, record: dict[str, Any], members: "_Members") -> "_Segment":
-        if record["kind"] == "native":
-            return _NativeSegment(record, self._native)
-        return _FallbackSegment(record, members, self.threads)
+        self._segments = _segments(self.manifest["segments"], members, self.threads)
 
     def get_inputs(self) -> list[NodeArg]:
         """Inputs in the order of the model."""
@@ -211,6 +205,19 @@ class _Segment:
         raise NotImplementedError
 
 
+def _segments(
+    records: Sequence[dict[str, Any]], members: "_Members", threads: int
+) -> list[_Segment]:
+    native = _Native(members, threads) if LIBRARY in members.records else None
+    segments: list[_Segment] = []
+    for record in records:
+        if native and record["kind"] == "native":
+            segments.append(_NativeSegment(record, native))
+        else:
+            segments.append(_FallbackSegment(record, members, threads))
+    return segments
+
+
 class _Native:
     """The library and the weights of an artefact, with memory for calls and a thread pool."""
 
@@ -239,7 +246,13 @@ class _Native:
         except IndexError:
             workspace = np.zeros(self.workspace_bytes, np.uint8)
         status = self.library.sg_profile(
-            segment, self.weights_address, workspace.ctypes.data, inputs, outputs, self.pool, seconds
+            segment,
+            self.weights_address,
+            workspace.ctypes.data,
+            inputs,
+            outputs,
+            self.pool,
+            seconds,
         )
         self.free.append(workspace)
         if status:
@@ -402,7 +415,7 @@ class _Members:
             need = f"{record['n_bytes']} bytes"
             raise ArtefactError(message("member", str(path), found, need, _REBUILD))
         data = np.memmap(path, np.uint8, "r")
-        digest = hashlib.sha256(data).hexdigest()
+        digest = hashlib.sha256(data.data).hexdigest()
         if digest != record["sha256"]:
             need = f"{record['sha256'][:12]}..."
             found = f"SHA-256 {digest[:12]}..."
@@ -429,7 +442,9 @@ def _load(path: Path, digest: str) -> Any:
         ArtefactError: the system cannot load it, or its ABI is another one.
     """
     bits = f"{int(digest[:8], 16):032b}"
-    spelled = f"{path.parent.resolve()}{''.join('/.' if b == '1' else '/' for b in bits)}/{path.name}"
+    spelled = (
+        f"{path.parent.resolve()}{''.join('/.' if b == '1' else '/' for b in bits)}/{path.name}"
+    )
     try:
         library = ctypes.CDLL(spelled)
     except OSError as error:
@@ -460,7 +475,8 @@ def _check_providers(providers: Sequence[Any] | None) -> None:
 
 
 def _thread_count(sess_options: Any, threads: int) -> int:
+    """Threads to use: never more than there are cores for (results are the same)."""
     wished = getattr(sess_options, "intra_op_num_threads", 0) or threads
     if isinstance(wished, int) and 1 <= wished <= 1024:
-        return wished
+        return min(wished, len(os.sched_getaffinity(0)))
     raise UsageError(message("option", "threads", wished, "1 to 1024", "pass threads=1"))

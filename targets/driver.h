@@ -1,4 +1,4 @@
-/* What the generated driver of a model tells runtime.c. Not part of the public interface. */
+/* Between the generated driver of a model, runtime.c and pool.c. Not a public interface. */
 #ifndef SG_DRIVER_H
 #define SG_DRIVER_H
 
@@ -28,5 +28,13 @@ typedef struct {
 extern const sg_segment sg_segments[];
 extern const int32_t sg_segment_count;
 extern const int64_t sg_weight_file_bytes;
+
+enum { SG_MAX_THREADS = 1024 };
+
+/* Done by every thread of a pool at once; must end with a barrier. Thread 0 is the caller. */
+typedef void sg_work(const void *argument, sg_pool *pool, int32_t thread, int32_t n_threads);
+void sg_pool_run(sg_pool *pool, sg_work *work, const void *argument);
+/* Returns when all threads of the pool have called it. */
+void sg_pool_barrier(sg_pool *pool);
 
 #endif

@@ -159,11 +159,13 @@ def _address(param: emit.Param, ref: Ref, segment: Segment) -> str:
 
 def _scalar(param: emit.Param, value: Arg) -> str:
     """An exact C literal."""
-    assert isinstance(value, int | float) and not param.is_pointer, f"{param.name}: {value!r}"
+    assert isinstance(value, int | float), f"{param.name}: {value!r}"
+    assert not param.is_pointer, f"{param.name} is a pointer"
     if param.dtype == "float32":
         return _float(float(np.float32(value)))
     assert param.dtype == "int32", f"{param.name}: scalars of type {param.dtype} are not used"
-    assert value == int(value) and -(1 << 31) < value < 1 << 31, f"{param.name}: {value}"
+    assert value == int(value), f"{param.name}: {value}"
+    assert -(1 << 31) < value < 1 << 31, f"{param.name}: {value}"
     return str(int(value))
 
 
