@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit as tir
+from sparsegraph.targets.kernels.math import hold
 from sparsegraph.targets.kernels.operators import OPERATORS
 
 from sparsegraph.errors import UnsupportedError, message
@@ -78,7 +79,7 @@ def _integer(value: float, dtype: str) -> int:
 
 def _named(value: tir.Expr) -> tir.Expr:
     """Bound to a name, so that it is computed once; bool vectors must stay inline."""
-    return value if str(value.ty).startswith("bool") else tir.bind(value)
+    return value if str(value.ty).startswith("bool") else hold(value)
 
 
 def _operator(node: Tree) -> Any:

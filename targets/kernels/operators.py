@@ -14,7 +14,7 @@ import numpy as np
 from sparsegraph.targets import emit as tir
 from sparsegraph.targets.emit import Expr, T
 from sparsegraph.targets.kernels import math
-from sparsegraph.targets.kernels.math import above, below, cast, like, select, type_of
+from sparsegraph.targets.kernels.math import above, below, cast, hold, like, select, type_of
 
 
 class Operator(NamedTuple):
@@ -100,14 +100,14 @@ def _fold(step: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
 
     def emit(*xs: Expr) -> Expr:
         ordered = sorted(xs, key=lambda x: _number(x) is not None)
-        return reduce(lambda a, b: tir.bind(step(a, b)), ordered)
+        return reduce(lambda a, b: hold(step(a, b)), ordered)
 
     return emit
 
 
 def _clip(x: Expr, low: Expr, high: Expr) -> Expr:
     if _number(low) != -float("inf"):
-        x = tir.bind(above(x, low))
+        x = hold(above(x, low))
     return x if _number(high) == float("inf") else below(x, high)
 
 
@@ -120,7 +120,7 @@ def _mod(a: Expr, b: Expr, truncated: Expr) -> Expr:
     remainder = a - b * T.trunc(a / b) if _is_float(a) else T.truncmod(a, b)
     if _number(truncated):
         return remainder
-    remainder = tir.bind(remainder)
+    remainder = hold(remainder)
     zero = like(0, remainder)
     wrong = T.And(T.NE(remainder, zero), _either(remainder < zero, b < zero))
     return select(wrong, remainder + b, remainder)
@@ -151,7 +151,7 @@ def _whole_power(x: Expr, n: int) -> Expr:
     """x^n by repeated squaring."""
     if n == 0:
         return like(1, x)
-    half = tir.bind(_whole_power(x, n // 2)) if n > 1 else None
+    half = hold(_whole_power(x, n // 2)) if n > 1 else None
     square = x if half is None else half * half
     return square * x if n > 1 and n % 2 else square
 
@@ -168,8 +168,8 @@ def _relu(x: Expr) -> Expr:
 
 
 def _hard_sigmoid(x: Expr, alpha: Expr, beta: Expr) -> Expr:
-    line = tir.bind(x * alpha + beta)
-    return below(tir.bind(above(line, like(0.0, x))), like(1.0, x))
+    line = hold(x * alpha + beta)
+    return below(hold(above(line, like(0.0, x))), like(1.0, x))
 
 
 def _hard_swish(x: Expr) -> Expr:
@@ -190,7 +190,7 @@ def _celu(x: Expr, alpha: Expr) -> Expr:
 
 
 def _swish(x: Expr, alpha: Expr | None = None) -> Expr:
-    return x * math.sigmoid(x if alpha is None else tir.bind(x * alpha))
+    return x * math.sigmoid(x if alpha is None else hold(x * alpha))
 
 
 # ---------------------------------------------------------------- meaning in NumPy
