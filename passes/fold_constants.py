@@ -11,6 +11,7 @@ Declines when: the result would be more than 4 MiB larger than what it replaces 
 together more than 32 MiB), the dtype has no NumPy form, or ONNX Runtime cannot evaluate it.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from sparsegraph.graph import (
     FLOAT_DTYPES,
     NUMPY_DTYPES,
     all_names,
+    constant,
     has_subgraph,
     is_constant,
     is_op,
@@ -38,6 +40,8 @@ from sparsegraph.rewrite import FROM, Builder, Decline, Fuel, Outcome, decline, 
 from sparsegraph.verify import Session
 
 _KEPT = ("DequantizeLinear", "DynamicQuantizeLinear")
+GROWN = "sparsegraph.folded_growth_bytes"
+_HEAD = 64  # elements that tell a mask from a weight
 _SMALL = 8  # elements: no shape or axis list is longer
 _LARGEST_INTERMEDIATE = 4 << 30
 
@@ -59,7 +63,7 @@ class FoldConstants:
         while True:
             foldable = _foldable(graph, held)
             wanted = _frontier(graph, foldable)
-            too_large = self._too_large(wanted, foldable)
+            too_large = self._too_large(wanted, foldable, _grown(graph))
             if not too_large:
                 break
             for value, reason in too_large:
@@ -69,35 +73,43 @@ class FoldConstants:
                 declined.append(decline(node, reason))
         wanted = [v for v in wanted if fuel.take()]
         n_applied = 0
+        grown = _grown(graph)
         for value, array in zip(wanted, _evaluate(model, wanted), strict=True):
-            reason = self._refusal(value, array, foldable)
             node = value.producer()
             assert node is not None
-            if reason or array is None:
-                declined.append(decline(node, reason))
+            added = 0 if array is None else array.nbytes - _leaf_bytes(value, foldable)
+            if array is None or added > self.grow_bytes:
+                declined.append(decline(node, _refusal(array, added)))
                 continue
+            grown += max(added, 0)
             _replace(graph, node, value, array, foldable)
             n_applied += 1
         if n_applied:
+            graph.metadata_props[GROWN] = str(grown)
             remove_dead(graph)
             _name_after_leaves(graph)
         return Outcome(n_applied, tuple(declined))
 
     def _too_large(
-        self, wanted: Sequence[ir.Value], foldable: set[ir.Node]
+        self, wanted: Sequence[ir.Value], foldable: set[ir.Node], grown: int
     ) -> list[tuple[ir.Value, str]]:
         growth = {v: (static_bytes(v) or 0) - _leaf_bytes(v, foldable) for v in wanted}
         over = [v for v in wanted if growth[v] > self.grow_bytes]
-        if not over and sum(g for g in growth.values() if g > 0) > self.grow_total_bytes:
+        total = grown + sum(g for g in growth.values() if g > 0)
+        if not over and growth and total > self.grow_total_bytes and max(growth.values()) > 0:
             over = [max(wanted, key=lambda v: growth[v])]
-        return [(v, f"folding would add {growth[v] / 2**20:.1f} MiB") for v in over]
+        return [(v, _refusal(None, growth[v])) for v in over]
 
-    def _refusal(self, value: ir.Value, array: np.ndarray | None, foldable: set[ir.Node]) -> str:
-        if array is None:
-            return "ONNX Runtime cannot evaluate it"
-        if array.nbytes - _leaf_bytes(value, foldable) > self.grow_bytes:
-            return f"folding would add {array.nbytes / 2**20:.1f} MiB"
-        return ""
+
+def _refusal(array: np.ndarray | None, added: int) -> str:
+    if array is None and not added:
+        return "ONNX Runtime cannot evaluate it"
+    return f"folding would add {added / 2**20:.1f} MiB"
+
+
+def _grown(graph: ir.Graph) -> int:
+    """Bytes that earlier runs added, so that the total bound holds over all of them."""
+    return int(graph.metadata_props.get(GROWN, "0"))
 
 
 def _foldable(graph: ir.Graph, held: set[ir.Node]) -> set[ir.Node]:
@@ -139,19 +151,26 @@ def _frontier(graph: ir.Graph, foldable: set[ir.Node]) -> list[ir.Value]:
 
 
 def _leaves(value: ir.Value, foldable: set[ir.Node]) -> list[ir.Value]:
-    """Initializers that the value is computed from, largest first."""
+    """Initializers below the value: large before small, weights before masks, near before far."""
     found: dict[ir.Value, None] = {}
-    work: list[ir.Value | None] = [value]
+    work: deque[ir.Value | None] = deque([value])
     seen: set[ir.Node] = set()
     while work:
-        current = work.pop()
+        current = work.popleft()
         node = None if current is None else current.producer()
         if current is not None and node is None:
             found[current] = None
         elif node is not None and node in foldable and node not in seen:
             seen.add(node)
             work.extend(node.inputs)
-    return sorted(found, key=lambda v: -(static_bytes(v) or 0))
+    return sorted(found, key=lambda v: (-(static_bytes(v) or 0), _is_binary(v)))
+
+
+def _is_binary(value: ir.Value) -> bool:
+    """True for a mask of zeros and ones; looks at the first elements only."""
+    array = constant(value)
+    head = None if array is None else array.reshape(-1)[:_HEAD]
+    return head is not None and bool(((head == 0) | (head == 1)).all())
 
 
 def _sources(leaves: list[ir.Value]) -> list[ir.Value]:

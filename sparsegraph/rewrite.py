@@ -100,7 +100,7 @@ class Builder:
     def constant(self, array: np.ndarray, name: str, *sources: ir.Value | None) -> ir.Value:
         """An initializer; `sources` are the values that it was computed from."""
         value = ir.Value(name=self.unique(name))
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+        value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(value.const_value.dtype)
         origins = [o for s in sources if s is not None for o in origin(s)]
