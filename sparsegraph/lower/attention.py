@@ -200,6 +200,9 @@ def _constant_mask(
 def _runtime_mask(
     b: Builder, mask: ir.Value, q: Heads, queries: int, keys: int
 ) -> tuple[str, tuple[Arg, ...]]:
+    expand = mask.producer()
+    if expand is not None and is_op(expand, "Expand") and expand.inputs[0] is not None:
+        mask = expand.inputs[0]  # the kernel broadcasts
     shape = (1,) * (4 - len(shape_of(mask))) + shape_of(mask)
     row = b.row(mask)
     if dtype_of(mask) == "bool":

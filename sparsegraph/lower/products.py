@@ -175,11 +175,30 @@ def emit_product(
     window: Window | None,
 ) -> None:
     """A product and the element-wise region that follows it, as one kernel call."""
+    result, bias, added = _absorb_bias(b, result, bias, len(weight), layout)
+    nodes = [*nodes, *added]
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
     if len(region.operands) > 3:
         region = regions.Region(("arg", 0), (), (), result, ())
     to = b.new_feature(region.result, layout)
     step_product(b, [*nodes, *region.nodes], x, weight, bias, to, window, region)
+
+
+def _absorb_bias(
+    b: Builder, result: ir.Value, bias: np.ndarray | None, rows: int, layout: FeatureMajor
+) -> tuple[ir.Value, np.ndarray | None, list[ir.Node]]:
+    """Fold a following Add of a constant vector into the bias."""
+    if result.is_graph_output() or len(result.consumers()) != 1:
+        return result, bias, []
+    node = result.consumers()[0]
+    if node.op_type != "Add" or shape_of(node.outputs[0]) != shape_of(result):
+        return result, bias, []
+    other = node.inputs[1] if node.inputs[0] is result else node.inputs[0]
+    vector = None if other is None else constant(other)
+    if other is None or vector is None or feature_kind(b, other, result, layout) != "feature":
+        return result, bias, []
+    total = vector.ravel() if bias is None else bias + vector.ravel()
+    return node.outputs[0], np.broadcast_to(total, (rows,)), [node]
 
 
 def step_product(

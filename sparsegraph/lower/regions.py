@@ -50,19 +50,24 @@ class Region:
     nodes: tuple[ir.Node, ...]
 
 
-def grow(start: ir.Value, classify: Classify, first: ir.Node | None = None) -> Region:
+def grow(
+    start: ir.Value, classify: Classify, first: ir.Node | None = None, *, any_type: bool = False
+) -> Region:
     """The largest region from `start`; only the start value itself if nothing can be absorbed.
 
     `classify` names how an operand from outside would be read, or None if it cannot be. With
-    `first` the region begins with that node even if `start` has other consumers.
+    `first` the region begins with that node even if `start` has other consumers. The result is
+    float32 unless `any_type`.
     """
     search = _Search(start, classify, owns_start=first is None)
     if first is not None:
+        search.shape = static_shape(first.outputs[0])
         search.absorb(first)
         search.settle(first.outputs[0])
     while (node := search.candidate()) is not None and len(search.nodes) < MAX_NODES:
         search.absorb(node)
-        if (exit_value := search.exit()) is not None:
+        exit_value = search.exit()
+        if exit_value is not None and (any_type or exit_value.dtype == ir.DataType.FLOAT):
             search.settle(exit_value)
     return search.best
 
@@ -137,12 +142,13 @@ class _Search:
         )
 
 
-def scalar_of(value: ir.Value) -> float | None:
-    """The number of a one-element float or bool constant of rank <= the other operand's."""
+def scalar_of(value: ir.Value) -> float | int | None:
+    """The number of a one-element constant; constants take the type of the other operand."""
     array = constant(value)
-    if array is None or array.size != 1 or array.dtype.kind not in "fb":
+    if array is None or array.size != 1 or array.dtype.kind not in "fbiu":
         return None
-    return float(array.reshape(()))
+    number = array.reshape(()).item()
+    return float(number) if array.dtype.kind == "f" else int(number)
 
 
 _NUMBERS = {  # attributes that follow the inputs as constants
@@ -165,6 +171,9 @@ def tree_of(node: ir.Node, inputs: Sequence[Tree | None]) -> Tree:
         high = high or ("const", _number(node, "max", np.inf))
         return ("Clip", inputs[0], low, high)
     children = [t for t in inputs if t is not None]
+    if op == "Cast":
+        dtype = ir.DataType(_number(node, "to", 1))
+        return ("Cast", *children, ("type", np.dtype(dtype.numpy()).name))
     if op == "Gelu" and attribute(node, "approximate", "none") == "tanh":
         return ("GeluTanh", *children)
     if op in ("Sum", "Max", "Min"):

@@ -1,0 +1,203 @@
+"""The driver: capture -> passes -> plan -> kernels -> artefact -> proof."""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph import artefact, capture, pipeline, targets, verify
+from sparsegraph.errors import VerifyError, message
+from sparsegraph.lower import partition
+from sparsegraph.program import Fallback, Plan
+from sparsegraph.runtime import InferenceSession
+from sparsegraph.targets.target import Target
+
+TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
+Progress = Callable[[str, int, int], None]
+
+
+class Compiled:
+    """A compiled model on this machine: callable, and a folder that can be saved.
+
+    Attributes:
+        path: the artefact.
+        session: the loaded artefact; None for a target that cannot run here.
+        manifest: what the artefact says about itself.
+    """
+
+    def __init__(self, path: Path, session: InferenceSession | None, manifest: Any) -> None:
+        self.path = path
+        self.session = session
+        self.manifest = manifest
+
+    def run(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        """As `onnxruntime.InferenceSession.run`."""
+        assert self.session is not None, f"{self.path} is for another machine"
+        return self.session.run(output_names, feeds)
+
+    def __call__(self, *inputs: np.ndarray) -> Any:
+        """Outputs for inputs by position; a single output is returned bare."""
+        assert self.session is not None, f"{self.path} is for another machine"
+        names = [i.name for i in self.session.get_inputs()]
+        outputs = self.run(None, dict(zip(names, inputs)))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def save(self, path: str | Path) -> None:
+        """Copy the artefact to `path`, which must not exist."""
+        shutil.copytree(self.path, path)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight file."""
+        return int(self.manifest.members["weights.bin"].n_bytes)
+
+    @property
+    def fallback_nodes(self) -> list[str]:
+        """Nodes that ONNX Runtime runs."""
+        return [n for s in self.manifest.segments if s.kind == "fallback" for n in s.nodes]
+
+
+def compile(
+    source: capture.Source | Any,
+    target: str | Target = "native",
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Mapping[str, int | Sequence[int]] | None = None,
+    threads: int = 1,
+    output: str | Path | None = None,
+    check: bool = True,
+    fallback: bool = True,
+    skip: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile a model for one machine and prove it against ONNX Runtime.
+
+    Args:
+        source: an ONNX path, bytes, ModelProto or onnx_ir.Model; or a torch module or
+            ExportedProgram together with `example_inputs`.
+        target: a name that `sparsegraph targets` lists; `native` is this machine.
+        shapes: values of dynamic dimensions, by dimension name, or whole shapes by input name.
+        threads: threads that the plan should keep busy.
+        output: the artefact's folder; a temporary one by default.
+        check: verify every pass and the artefact against ONNX Runtime.
+        fallback: let ONNX Runtime run nodes that no kernel covers.
+        skip: passes to leave out.
+        progress: called as progress(stage, done, total).
+
+    Raises:
+        CaptureError, UsageError: the model or an option is wrong.
+        UnsupportedError: a node or the target cannot be compiled.
+        VerifyError: the outputs differ from ONNX Runtime's.
+    """
+    report = progress or _silent
+    machine = targets.get(target) if isinstance(target, str) else target
+    report("capture", 0, 1)
+    model = load(source, example_inputs, shapes)
+    done = 0
+
+    def on_pass(_: pipeline.PassRecord) -> None:
+        nonlocal done
+        done += 1
+        report("passes", done, len(pipeline.PASSES))
+
+    optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
+    report("plan", 0, 1)
+    plan = partition.plan(
+        optimized.model, machine, threads=threads, allow_fallback=fallback
+    )
+    meta = {"model_sha256": _digest(model), "passes": [_record(r) for r in optimized.records]}
+    path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
+    runs_here = _runs_here(machine)
+
+    def prove(folder: Path) -> dict[str, Any]:
+        report("verify", 0, 1)
+        return _prove(model, folder, threads) if check and runs_here else {"checked": False}
+
+    manifest = artefact.write(plan, machine, path, meta, report, prove)
+    session = InferenceSession(path, threads=threads) if runs_here else None
+    return Compiled(path, session, manifest)
+
+
+def load(
+    source: Any,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Mapping[str, int | Sequence[int]] | None = None,
+) -> ir.Model:
+    """The captured model of whatever `compile` takes."""
+    if example_inputs is not None:
+        return capture.capture(source, example_inputs, shapes)
+    return capture.load(source, shapes)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress of a caller that asked for none."""
+
+
+def _runs_here(target: Target) -> bool:
+    import platform
+
+    features = targets.cpu_features()
+    return target.arch == platform.machine() and features.issuperset(target.features)
+
+
+def _prove(model: ir.Model, folder: Path, threads: int) -> dict[str, Any]:
+    """Compare the artefact with ONNX Runtime on the captured model.
+
+    Raises:
+        VerifyError: names the feed, the figure and the limit.
+    """
+    session = InferenceSession(folder, threads=threads)
+    names = [o.name for o in session.get_outputs()]
+    worst, feeds = 0.0, verify.feeds_for(model)
+    reference = verify.Session(model)
+    for i, feed in enumerate(feeds):
+        expected = reference.run(feed)
+        got = dict(zip(names, session.run(None, feed)))
+        error = verify.compare(got, expected)
+        worst = max(worst, error)
+        limit = max(TOLERANCE, verify.tolerance(expected))
+        if not error <= limit:
+            fix = "report this model; `--no-native NODE` leaves a node to ONNX Runtime"
+            found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
+            raise VerifyError(message("artefact", str(folder.name), found, f"<= {limit:.0e}", fix))
+    return {"checked": True, "feeds": len(feeds), "max_rel_error": float(f"{worst:.2e}")}
+
+
+def _record(record: pipeline.PassRecord) -> dict[str, Any]:
+    """A pass record without its time, which would make builds differ."""
+    row = asdict(record)
+    row.pop("ms")
+    row["declined"] = [f"{d['node']}: {d['reason']}" for d in row["declined"]]
+    error = row["max_rel_error"]
+    row["max_rel_error"] = None if error is None else float(f"{error:.1e}")
+    return row
+
+
+def _digest(model: ir.Model) -> str:
+    """SHA-256 over the graph's structure and the contents of its initializers."""
+    digest = hashlib.sha256()
+    for node in model.graph:
+        inputs = [None if v is None else v.name for v in node.inputs]
+        outputs = [v.name for v in node.outputs]
+        attributes = sorted((k, str(a.value)) for k, a in node.attributes.items())
+        digest.update(repr((node.domain, node.op_type, inputs, outputs, attributes)).encode())
+    for name, value in sorted(model.graph.initializers.items()):
+        digest.update(name.encode())
+        if value.const_value is not None:
+            with contextlib.suppress(TypeError):
+                digest.update(np.ascontiguousarray(value.const_value.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def fallback_reasons(plan: Plan) -> list[str]:
+    """Why nodes of a plan run in ONNX Runtime."""
+    return [s.reason for s in plan.segments if isinstance(s, Fallback)]

@@ -1,0 +1,39 @@
+"""LayerNormalization and RMSNormalization over the last axis of feature-major values."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph.graph import constant, float_attribute, int_attribute
+from sparsegraph.lower.builder import Builder, Declined, shape_of
+from sparsegraph.targets.kernels.norm import Norm
+from sparsegraph.targets.layout import FeatureMajor
+
+
+def lower_norm(b: Builder, node: ir.Node) -> None:
+    """One kernel; scale and bias are constant vectors."""
+    x = node.inputs[0]
+    assert x is not None
+    shape = shape_of(x)
+    axis = int_attribute(node, "axis", -1) % len(shape)
+    if axis != len(shape) - 1 or len(shape) < 2:
+        raise Declined(f"normalisation over axes {axis}.. of {shape}")
+    if any(v.consumers() or v.is_graph_output() for v in node.outputs[1:]):
+        raise Declined("the mean is an output")
+    stored = b.feature(x, axis)
+    fm, result = stored.fm, node.outputs[0]
+    vectors = [_vector(v, fm.features) for v in node.inputs[1:] if v is not None]
+    lanes = b.target.lanes
+    kind = "layer" if node.op_type == "LayerNormalization" else "rms"
+    kernel = Norm(kind, fm.block // lanes, lanes, bias=len(vectors) == 2)
+    to = b.new_feature(result, FeatureMajor(fm.images, 0, fm.points, 0, 0, 0, 0, axis))
+    refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
+    epsilon = float_attribute(node, "epsilon", 1e-5)
+    args = [*to.strides(), *stored.strides(), *refs, epsilon, fm.tiles, fm.features]
+    b.step(kernel, args, fm.images * fm.tiles, [node], detail=f"{fm.features} features")
+
+
+def _vector(value: ir.Value, features: int) -> np.ndarray:
+    array = constant(value)
+    if array is None or array.size != features:
+        raise Declined("scale or bias is not a constant vector")
+    return np.ascontiguousarray(array.ravel(), np.float32)
