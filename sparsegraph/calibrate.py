@@ -105,8 +105,8 @@ class Moments:
         self.total += rows.sum(axis=0, dtype=np.float64)
         self.square += np.einsum("ngk,ngk->gk", rows, rows, dtype=np.float64)
         if self.second is not None:
-            by_group = rows.swapaxes(0, 1)
-            self.second += by_group.swapaxes(1, 2) @ by_group
+            for group, second in enumerate(self.second):
+                second += _gram(rows[:, group])
 
     @property
     def mean(self) -> Array:
@@ -119,9 +119,14 @@ class Moments:
         return np.sqrt(self.square / max(self.n, 1))
 
 
+def _gram(rows: Array) -> Array:
+    """X^T X of fp32 rows; NumPy takes the symmetric route when both factors are one array."""
+    return rows.T @ rows
+
+
 @dataclass
 class Products:
-    """Running sums of paired rows, fp64: left [groups, rows] and left^T right [groups, rows, columns].
+    """Running sums of paired rows, fp64: left [groups, a] and left^T right [groups, a, b].
 
     `left` are rows of another value (the same input before pruning, or a residual's change),
     `right` the rows that a layer reads now.
@@ -238,7 +243,7 @@ class Stream:
         with _session(model) as session:
             inputs = [v.name for v in model.graph.inputs]
             for state in self._states:
-                found = session.run(names, {name: state[name] for name in inputs})
+                found = session.run(names, {str(name): state[str(name)] for name in inputs})
                 state.update(zip(names, found))
                 for name in [n for n in state if self._last_use.get(n, 0) <= stop]:
                     if name != value.name and not self._is_input(name):

@@ -182,7 +182,7 @@ def without_linears(model: ir.Model) -> ir.Model:
     for name, value in copy.graph.initializers.items():
         array = value.const_value
         if name.startswith("encoder.") and array is not None and len(array.shape) == 2:
-            zeros = np.zeros(tuple(array.shape), dtype=np.float32)
+            zeros = np.zeros_like(array.numpy())
             value.const_value = ir.tensor(zeros, name=name)
     return copy
 

@@ -1,4 +1,4 @@
-"""Layers: nodes that multiply by a constant weight, and how that weight, its inputs and its bias lie.
+"""Layers: nodes that multiply by a constant weight, with how weight, input and bias lie.
 
 One reading serves inspection, calibration and pruning: the weight as [out, in(, kh, kw)], the
 input as rows of columns, the bias as one number per output.
@@ -189,7 +189,11 @@ class Bias:
             dtype = current.dtype
         target = np.asarray(np.broadcast_to(current, _wider(current, change)))
         moved = (target + (change / self.scale).reshape(_tail(target, change))).astype(dtype)
-        if self.value is not None and len(self.value.uses()) == 1 and self.value.shape == moved.shape:
+        if (
+            self.value is not None
+            and len(self.value.uses()) == 1
+            and self.value.shape == moved.shape
+        ):
             self.value.const_value = ir.tensor(moved, name=self.value.name)
             return
         name = self.value.name if self.value is not None and self.value.name else name
@@ -249,11 +253,11 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The single node that reads `value`, if it is an `op_type` and nothing else needs the value."""
+    """The one node that reads `value`, if it is an `op_type` and the value is no output."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
-    node = uses[0].node
+    node = next(iter(uses)).node
     return node if node.op_type == op_type else None
 
 

@@ -156,7 +156,7 @@ def _mask_bias(g: _Graph) -> str:
 
 
 def _pool(g: _Graph, x: str) -> str:
-    """Mean over unmasked tokens, then unit length: [batch, tokens, features] -> [batch, features]."""
+    """Mean over unmasked tokens at unit length: [batch, tokens, features] -> [batch, features]."""
     last = g.constant("pool.last", np.array([-1]))
     tokens = g.constant("pool.tokens", np.array([1]))
     column = g.op("Unsqueeze", "pool.column", "attention_mask", last)

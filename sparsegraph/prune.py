@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Progress = Callable[[int, int, str], None]
 
+_RECONSTRUCTING = {"sparsegpt": reconstruct.sparsegpt, "admm": reconstruct.admm}
 MOST_ROWS = 2048  # rows that one feed adds to a layer's statistics
 
 
@@ -148,6 +149,16 @@ class _Measured:
     before: Products | None = None
     drift: Products | None = None
 
+    def add(self, now: Array, before: Array | None = None, lost: Array | None = None) -> None:
+        """Add matching rows; products are left out where second moments are too wide."""
+        self.now.add(now)
+        if self.now.second is None:
+            return
+        if self.before is not None and before is not None:
+            self.before.add(before, now)
+        if self.drift is not None and lost is not None:
+            self.drift.add(lost, now)
+
 
 @dataclass
 class _Calibrated:
@@ -178,7 +189,9 @@ class _Calibrated:
             residual = self._residual(layer)
             alone = layer.name if residual is not None else ""
             groups.setdefault((str(layer.data.name), layer.rows(), alone), []).append(layer)
-        return sorted(groups.values(), key=lambda group: self._now.position(self._at(group[0].data)))
+        return sorted(
+            groups.values(), key=lambda group: self._now.position(self._at(group[0].data))
+        )
 
     def _at(self, value: ir.Value) -> ir.Value:
         """`value` in the model that the stream runs."""
@@ -201,24 +214,25 @@ class _Calibrated:
             self._before.advance(self._sources[data.name])
             measured.before = Products()
             measured.drift = Products() if residual is not None else None
+        pending: list[tuple[Array, ...]] = []
         for feed in range(len(self.feeds)):
-            self._add(measured, feed, group[0], residual)
+            pending.append(self._rows(feed, group[0], residual))
+            if sum(len(rows[0]) for rows in pending) >= MOST_ROWS or feed == len(self.feeds) - 1:
+                measured.add(*(np.concatenate(parts) for parts in zip(*pending)))
+                pending = []
         return measured
 
-    def _add(self, measured: _Measured, feed: int, layer: Layer, residual: ir.Value | None) -> None:
-        keep = kept_rows(self.feeds[feed], self.recipe.mask)
-        rows = layer.rows()
-        x = _thinned(rows.of(self._now.value(feed, self._at(layer.data)), keep))
-        measured.now.add(x)
-        if self._before is None or measured.before is None or measured.now.second is None:
-            return
-        origin = self._before.value(feed, self._sources[layer.data.name])
-        measured.before.add(_thinned(rows.of(origin, keep)), x)
-        if residual is not None and measured.drift is not None:
-            change = self._before.value(feed, self._sources[residual.name])
-            change = change - self._now.value(feed, residual)
-            axis = 1 if layer.is_convolution else -1
-            measured.drift.add(_thinned(Rows(feature_axis=axis).of(change, keep)), x)
+    def _rows(self, feed: int, layer: Layer, residual: ir.Value | None) -> tuple[Array, ...]:
+        """Matching rows of one feed: inputs now, inputs before, change of the residual."""
+        keep, rows = kept_rows(self.feeds[feed], self.recipe.mask), layer.rows()
+        found = [rows.of(self._now.value(feed, self._at(layer.data)), keep)]
+        if self._before is not None:
+            found.append(rows.of(self._before.value(feed, self._sources[layer.data.name]), keep))
+        if self._before is not None and residual is not None:
+            lost = self._before.value(feed, self._sources[residual.name])
+            lost = lost - self._now.value(feed, residual)
+            found.append(Rows(feature_axis=1 if layer.is_convolution else -1).of(lost, keep))
+        return tuple(_thinned(x) for x in found)
 
     def _prune(self, layer: Layer, measured: _Measured) -> PrunedLayer:
         weight = layer.product().astype(np.float64)
@@ -231,7 +245,7 @@ class _Calibrated:
         if bias is not None:
             change = np.concatenate([f.bias_change for f in found])
             bias.add(change, f"{layer.value.name}.bias", self.copy.graph)
-        is_fallback = wide and self.recipe.method in ("sparsegpt", "admm")
+        is_fallback = wide and self.recipe.method in _RECONSTRUCTING
         note = "input too wide for second moments" if is_fallback else ""
         error = None if wide else float(np.sqrt(np.mean([f.error**2 for f in found])))
         method = "wanda" if is_fallback else self.recipe.method
@@ -281,19 +295,17 @@ class _Solved:
 def _solve(w: Array, x: _Inputs, order: Array, recipe: Recipe) -> _Solved:
     """One group's weight [out, columns], pruned; the error compares it with what was aimed at."""
     w = w[:, order]
-    frozen, target = w == 0, w
-    moves = recipe.method in ("sparsegpt", "admm") and x.second is not None
-    if moves and x.cross is not None:
-        target = reconstruct.retarget(w, x.cross, x.second, x.drift)
-    structure = recipe.structure
-    if recipe.method == "magnitude":
-        found = reconstruct.magnitude(w, structure)
-    elif not moves:
-        found = reconstruct.wanda(w, x.norm, structure)
-    elif recipe.method == "sparsegpt":
-        found = reconstruct.sparsegpt(target, x.second, structure, frozen)
-    else:
-        found = reconstruct.admm(target, x.second, structure, frozen)
+    target, found = w, _by_score(w, x, recipe)
+    if x.second is not None and recipe.method in _RECONSTRUCTING:
+        if x.cross is not None:
+            target = reconstruct.retarget(w, x.cross, x.second, x.drift)
+        found = _RECONSTRUCTING[recipe.method](target, x.second, recipe.structure, w == 0)
     error = 0.0 if x.second is None else reconstruct.output_error(found - target, target, x.second)
     change = w @ x.mean_before - found @ x.mean + x.drift_mean
     return _Solved(_restore(found, order), change, error)
+
+
+def _by_score(w: Array, x: _Inputs, recipe: Recipe) -> Array:
+    if recipe.method == "magnitude":
+        return reconstruct.magnitude(w, recipe.structure)
+    return reconstruct.wanda(w, x.norm, recipe.structure)

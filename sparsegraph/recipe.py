@@ -54,13 +54,21 @@ class Recipe:
             need = "one of " + ", ".join(METHODS)
             raise UsageError(message("recipe", text, f"method '{method}'", need, f"write {_FORM}"))
         fields = dict(_option(text, option) for option in options)
-        flags = {name: fields.pop(name) == "yes" for name in _FLAGS if name in fields}
-        if flags.get("sequential") is False:
-            flags.setdefault("compensate", False)
-            if flags["compensate"]:
-                found, need = "compensate without sequential", "both, or neither"
-                raise UsageError(message("recipe", text, found, need, "drop one option"))
-        return Recipe(method, _structure(text, method, amount), **fields, **flags)
+        sequential = fields.get("sequential", "yes")
+        compensate = fields.get("compensate", sequential)
+        if compensate == "yes" and sequential == "no":
+            found, need = "compensate=yes with sequential=no", "both, or neither"
+            raise UsageError(message("recipe", text, found, need, "drop one option"))
+        return Recipe(
+            method,
+            _structure(text, method, amount),
+            layers=fields.get("layers", ""),
+            ignore=fields.get("ignore", ""),
+            sequential=sequential == "yes",
+            compensate=compensate == "yes",
+            correct_bias=fields.get("correct_bias", "yes") == "yes",
+            mask=fields.get("mask", "attention_mask"),
+        )
 
     def __str__(self) -> str:
         return f"{self.method}:{self.structure}"

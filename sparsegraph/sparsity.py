@@ -24,6 +24,7 @@ SIGNIFICANCE = 1e-9  # 1e-6 shared by the fewer than 1,000 candidates that one w
 LARGEST_M = 32
 BLOCK_SIDES = (1, 2, 4, 8, 16, 32)
 _LEAST_FILL = 0.95  # share of non-zeros in the stored blocks: below it, blocks store too many zeros
+_SAMPLES = (16, 128)  # lines that are looked at before all of them
 _DENSE_BELOW = 0.01  # a share of zeros that no kernel gains from
 
 DENSE, ALL_ZERO, CHANNELS = "dense", "all zero", "dead channels"
@@ -151,46 +152,62 @@ def _classify(cube: Array, rows: Array, columns: Array, n_kept: int) -> _Candida
 
 def _n_of_m(cube: Array, rows: Array, columns: Array, density: float) -> Iterator[_Candidate]:
     """Every N:M that holds without exception, along inputs and along outputs."""
-    by_position = cube.transpose(0, 2, 1)[rows]  # [out, position, in]
-    along_inputs = by_position.reshape(-1, cube.shape[1])
-    yield from _n_of_m_along(along_inputs, columns, density, "inputs")
-    along_outputs = cube.transpose(1, 2, 0)[columns].reshape(-1, cube.shape[0])
-    yield from _n_of_m_along(along_outputs, rows, density, "outputs")
+    yield from _n_of_m_along(cube.transpose(0, 2, 1), rows, columns, density, "inputs")
+    yield from _n_of_m_along(cube.transpose(1, 2, 0), columns, rows, density, "outputs")
 
 
-def _n_of_m_along(matrix: Array, live: Array, density: float, axis: str) -> Iterator[_Candidate]:
-    """The best N for every M of a boolean [lines, length] matrix, with its chance.
+def _n_of_m_along(
+    cube: Array, live_lines: Array, live: Array, density: float, axis: str
+) -> Iterator[_Candidate]:
+    """The best N for every M along the last axis of a boolean [lines, positions, length] cube.
 
     Chance: a group with l live members keeps at most N of them with probability
-    P(Binomial(l, density) <= N); groups are independent, so the logarithms add up.
+    P(Binomial(l, density) <= N); groups are independent, so the logarithms add up. A sample of the
+    lines settles most cases: its N is at most the true one, so its chance is a lower bound.
     """
-    length = matrix.shape[1]
-    probe = np.ascontiguousarray(matrix[:: max(1, len(matrix) // 64)][:64])
-    sums: Array | None = None
-    for m in range(2, min(LARGEST_M, length) + 1):
-        if _largest_group(_running(probe), m) >= m:
-            continue
-        sums = _running(matrix) if sums is None else sums
-        n = _largest_group(sums, m)
-        if 0 < n < m:
-            n_live = np.add.reduceat(live.astype(np.int64), np.arange(0, length, m))
-            log_chance = len(matrix) * sum(_log_binomial_cdf(n, int(k), density) for k in n_live)
-            yield _Candidate(N_OF_M, log_chance, n=n, m=m, axis=axis)
+    positions, length = cube.shape[1:]
+    lines = np.flatnonzero(live_lines)
+    candidates = list(range(2, min(LARGEST_M, length) + 1))
+    found: list[_Candidate] = []
+    for n_sampled in (*(n for n in _SAMPLES if n < len(lines)), len(lines)):
+        sampled = lines[:: -(-len(lines) // n_sampled)]
+        sums = _running(cube[sampled].reshape(-1, length))
+        found = []
+        for m in candidates:
+            n = _largest_group(sums, m)
+            if 0 < n < m:
+                log_chance = len(lines) * positions * _log_group_chance(live, n, m, density)
+                found.append(_Candidate(N_OF_M, log_chance, n=n, m=m, axis=axis))
+        found = [c for c in found if c.log_chance < math.log(SIGNIFICANCE)]
+        candidates = [c.m for c in found]
+        if not candidates:
+            return
+    yield from found
 
 
 def _running(matrix: Array) -> Array:
     """Running counts along each line, with a leading zero."""
-    sums = np.zeros((matrix.shape[0], matrix.shape[1] + 1), dtype=np.int32)
-    np.cumsum(matrix, axis=1, out=sums[:, 1:])
+    dtype = np.int16 if matrix.shape[1] < np.iinfo(np.int16).max else np.int32
+    sums = np.zeros((matrix.shape[0], matrix.shape[1] + 1), dtype=dtype)
+    np.cumsum(matrix, axis=1, out=sums[:, 1:], dtype=dtype)
     return sums
 
 
 def _largest_group(sums: Array, m: int) -> int:
     """Most non-zeros in any aligned group of m (the last group may be shorter)."""
-    ends = sums[:, m::m]
-    largest = int((ends - sums[:, : -m : m][:, : ends.shape[1]]).max())
+    edges = np.ascontiguousarray(sums[:, ::m])
+    largest = int((edges[:, 1:] - edges[:, :-1]).max())
     tail = (sums.shape[1] - 1) % m
-    return max(largest, int((sums[:, -1] - sums[:, -1 - tail]).max())) if tail else largest
+    return max(largest, int((sums[:, -1] - edges[:, -1]).max())) if tail else largest
+
+
+def _log_group_chance(live: Array, n: int, m: int, density: float) -> float:
+    """Sum over the groups of one line of log P(at most n non-zeros)."""
+    sizes = np.add.reduceat(live.astype(np.int64), np.arange(0, len(live), m))
+    members, repeats = np.unique(sizes, return_counts=True)
+    return sum(
+        int(k) * _log_binomial_cdf(n, int(size), density) for size, k in zip(members, repeats)
+    )
 
 
 def _log_binomial_cdf(n: int, trials: int, p: float) -> float:
@@ -247,7 +264,9 @@ def _divides(r: int, c: int, counts: Array, n_inputs: int) -> bool:
     return counts.shape[0] % r == 0 and n_inputs % c == 0
 
 
-def _has_larger(block: tuple[int, int], holding: dict[tuple[int, int], tuple[float, Array]]) -> bool:
+def _has_larger(
+    block: tuple[int, int], holding: dict[tuple[int, int], tuple[float, Array]]
+) -> bool:
     r, c = block
     return any((x >= r and y >= c) and (x, y) != block for x, y in holding)
 
@@ -260,7 +279,8 @@ def _pool(counts: Array, r: int, c: int) -> Array:
 
 
 def _pool_line(live: Array, width: int) -> Array:
-    return live.reshape(-1, width).sum(axis=1)
+    pooled: Array = live.reshape(-1, width).sum(axis=1)
+    return pooled
 
 
 def _block_chance(
@@ -271,19 +291,18 @@ def _block_chance(
     `rows`, `columns`: live members per block row and column. Chernoff: with G live blocks of which
     a share f is empty and a mean probability q of emptiness, log P <= -G KL(f || q) for f > q.
     """
-    live = np.outer(rows, columns)
-    inside = live > 0
-    n_blocks = int(np.count_nonzero(inside))
-    stored = inside & (counts > 0)
-    n_stored, size = int(np.count_nonzero(stored)), int(live[stored].sum())
-    fill = int(counts.sum()) / max(size, 1)
-    lost = int(live.sum()) - size
-    zeros = int(live.sum()) - int(counts.sum())
-    if fill < _LEAST_FILL or lost < _LEAST_FILL * zeros:
+    stored = counts > 0
+    n_kept, n_live = int(counts.sum()), int(rows.sum()) * int(columns.sum())
+    size = int(rows @ (stored.astype(np.float32) @ columns.astype(np.float32)))
+    if n_kept < _LEAST_FILL * size or n_live - size < _LEAST_FILL * (n_live - n_kept):
         return None
-    sizes, repeats = np.unique(live[inside], return_counts=True)
-    empty = float((repeats * (1 - density) ** sizes.astype(float)).sum() / n_blocks)
-    share = 1 - n_stored / n_blocks
+    n_blocks = int(np.count_nonzero(rows)) * int(np.count_nonzero(columns))
+    chances = [
+        k * q * (1 - density) ** float(a * b)
+        for a, k in zip(*np.unique(rows[rows > 0], return_counts=True))
+        for b, q in zip(*np.unique(columns[columns > 0], return_counts=True))
+    ]
+    empty, share = sum(chances) / n_blocks, 1 - int(np.count_nonzero(stored)) / n_blocks
     return -n_blocks * _divergence(share, empty) if share > empty else None
 
 
