@@ -1,6 +1,7 @@
 """The memory planner: no two live buffers overlap, whatever the program."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import hypothesis.strategies as st
@@ -61,7 +62,7 @@ def test_arena_lies_between_lower_bound_and_sum(p: Program) -> None:
 
 def test_chain_needs_two_buffers() -> None:
     names = [f"t{i}" for i in range(20)]
-    steps = [[a, b] for a, b in zip(names, names[1:])]
+    steps = [[a, b] for a, b in pairwise(names)]
     plan = memory.plan(program(steps, dict.fromkeys(names, 1000)))
     assert plan.arena_bytes == plan.lower_bound == 2 * memory.padded(1000)
 
