@@ -6,6 +6,7 @@ and dtype on every value but those whose shape depends on run-time data. Nothing
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,7 +237,7 @@ def _reattach(raised: ir.Model, model: ir.Model, held: Mapping[str, ir.TensorPro
 
 def _difference(raised: ir.Model, model: ir.Model) -> str:
     new, old = Session(raised), Session(model)
-    for feed in feeds_for(model):
+    for feed in feeds_for(model, 2):
         want = old.run(feed)
         error = compare(new.run(feed), want)
         if error > tolerance(want):
@@ -245,4 +246,8 @@ def _difference(raised: ir.Model, model: ir.Model) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The innermost cause in one line, without terminal colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return " ".join(text.split())[:300] or type(error).__name__

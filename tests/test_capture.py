@@ -17,9 +17,7 @@ from tests.passes.check import weight
 
 
 def proto(text: str, opset_version: int = 23, **arrays: np.ndarray) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": {opset_version}]>\n{text}'
-    )
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset_version}]>\n{text}')
     for name, array in arrays.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
     return model
@@ -201,7 +199,8 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
 
 def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
     rows = 1 << 15
-    source = proto(f"g (float[1,4] x) => (float[1,{rows}] y) {{ t = Gather(w, i)  s = Gather(t, i)  "
+    source = proto(f"g (float[1,4] x) => (float[1,{rows}] y) {{ "
+                   "t = Gather(w, i)  s = Gather(t, i)  "
                    "a = Gather(v, i)  b = Gather(a, i)  d = Add(s, b)  r = Gather(x, i)  "
                    "e = Gather(r, i)  f = Add(d, e)  y = Expand(f, n) }",
                    i=np.array(0), n=np.array([1, rows]))  # fmt: skip

@@ -52,9 +52,15 @@ def test_flipped_bytes_never_crash(seed: int) -> None:
     for place in rng.integers(0, len(data), 6):
         data[place] ^= int(rng.integers(1, 256))
     try:
-        load(bytes(data))
+        model = load(bytes(data))
     except CaptureError as error:
-        assert "Fix: " in str(error)
+        caught = error
+    else:
+        caught = None
+    if caught is None:  # a flipped bit in a weight or name leaves a valid model
+        assert len(model.graph) > 0
+    else:
+        assert "Fix: " in str(caught)
 
 
 def set_entry(path: Path, **entries: str) -> Path:
@@ -76,7 +82,7 @@ ESCAPES: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative": (lambda p: set_entry(p, offset="-4"), "natural number"),
     "hard link": (lambda p: os.link(p.parent / "w.bin", p.parent / "other"), "hard links"),
     "symlink": (
-        lambda p: ((p.parent / "w.bin").rename(p.parent / "o"), (p.parent / "w.bin").symlink_to("o")),
+        lambda p: (os.rename(p.parent / "w.bin", p.parent / "o"), os.symlink("o", p.parent / "w.bin")),
         "symbolic link",
     ),
     "folder": (
@@ -152,7 +158,9 @@ def test_sparse_index_out_of_range() -> None:
 
 def test_shape_bomb_ends() -> None:
     """A constant of 2^40 elements must be refused or left alone, not computed."""
-    text = "g (float[2] x) => (float[2] y) { b = ConstantOfShape(n)  s = ReduceSum(b)  y = Add(x, s) }"
+    text = (
+        "g (float[2] x) => (float[2] y) { b = ConstantOfShape(n)  s = ReduceSum(b)  y = Add(x, s) }"
+    )
     model = load(proto(text, n=np.array([1 << 40])))
     assert [n.op_type for n in model.graph] == ["ConstantOfShape", "ReduceSum", "Add"]
 
