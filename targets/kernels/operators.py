@@ -79,7 +79,7 @@ def _cast(x: Expr, to: str) -> Expr:
 # ---------------------------------------------------------------- arithmetic
 
 
-def _larger(a: Expr, b: Expr) -> Expr:
+def larger(a: Expr, b: Expr) -> Expr:
     """max(a, b), NaN if either is."""
     value = select(a < b, b, a)
     if not _is_float(b) or _number(b) is not None:
@@ -87,7 +87,7 @@ def _larger(a: Expr, b: Expr) -> Expr:
     return select(math.is_nan(b), b, value)
 
 
-def _smaller(a: Expr, b: Expr) -> Expr:
+def smaller(a: Expr, b: Expr) -> Expr:
     """min(a, b), NaN if either is."""
     value = select(a > b, b, a)
     if not _is_float(b) or _number(b) is not None:
@@ -248,8 +248,8 @@ OPERATORS: dict[str, Operator] = {
     "Sub": Operator(lambda a, b: a - b, np.subtract),
     "Mul": Operator(_fold(lambda a, b: a * b), np_fold(np.multiply)),
     "Div": Operator(_divide, np_divide),
-    "Min": Operator(_fold(_smaller), np_fold(np.minimum)),
-    "Max": Operator(_fold(_larger), np_fold(np.maximum)),
+    "Min": Operator(_fold(smaller), np_fold(np.minimum)),
+    "Max": Operator(_fold(larger), np_fold(np.maximum)),
     "Mod": Operator(_mod, _np_mod),
     "Pow": Operator(_power, np.power),
     "Abs": Operator(_absolute, np.abs),
