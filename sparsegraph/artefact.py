@@ -382,8 +382,8 @@ def _compiler_version(target: Target) -> str:
 def _write_manifest(manifest: Manifest, folder: Path) -> None:
     text = manifest.model_dump_json(indent=1, by_alias=True).encode() + b"\n"
     (folder / runtime.MANIFEST).write_bytes(text)
-    line = f"{hashlib.sha256(text).hexdigest()}  {runtime.MANIFEST}\n"
-    (folder / runtime.CHECKSUM).write_text(line)
+    line = runtime.checksum_line(hashlib.sha256(text).hexdigest())
+    (folder / runtime.CHECKSUM).write_bytes(line)
 
 
 # ---------------------------------------------------------------- files

@@ -352,17 +352,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found, fix = "no " + MANIFEST, "compile a model, or name its folder"
         raise UsageError(message("artefact", str(folder), found, "a folder with one", fix))
     text = path.read_bytes()
-    expected = _read_member(folder / CHECKSUM).split()[:1]
-    found_digest = hashlib.sha256(text).hexdigest()
-    if expected != [found_digest.encode()]:
-        found = f"SHA-256 {found_digest[:12]}..."
-        raise ArtefactError(message("member", str(path), found, f"that of {CHECKSUM}", _REBUILD))
+    digest = hashlib.sha256(text).hexdigest()
+    if _read_member(folder / CHECKSUM) != checksum_line(digest):
+        found, need = f"SHA-256 {digest[:12]}...", f"that of {CHECKSUM}"
+        raise ArtefactError(message("member", str(path), found, need, _REBUILD))
     manifest: dict[str, Any] = json.loads(text)
     if manifest["schema"] != SCHEMA or manifest["abi"] != ABI:
         found = f"schema {manifest['schema']}, ABI {manifest['abi']}"
         need = f"schema {SCHEMA}, ABI {ABI}"
         raise ArtefactError(message("artefact", str(folder), found, need, _REBUILD))
     return manifest
+
+
+def checksum_line(digest: str) -> bytes:
+    """What `manifest.sha256` holds; `sha256sum -c` reads it."""
+    return f"{digest}  {MANIFEST}\n".encode()
 
 
 def check_machine(target: Mapping[str, Any], name: str) -> None:

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
-
-from sparsegraph.program import Fallback, Plan, Program, Ref, Scratch, Step, Tensor
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Expr, load, loop, store
 from sparsegraph.targets.target import Target
 
+from sparsegraph.program import Fallback, Plan, Program, Ref, Scratch, Step, Tensor
+
 ROWS, WIDTH = 13, 24
 SCALE = 0.1
+NODES = ("a", 'b "quoted" \\ é')  # of the first step
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def native(name_in: str, name_out: str, seed: int = 0) -> Program:
     affine, mirror = Affine(WIDTH), Mirror(WIDTH)
     t0, t1, middle = Ref("t0"), Ref("t1"), Ref(name_out + "_middle")
     steps = [
-        Step(affine, (t0, Ref(name_in), Ref("first"), 2.0), ROWS, ("a", 'b "quoted" \\ é'), "dense"),
+        Step(affine, (t0, Ref(name_in), Ref("first"), 2.0), ROWS, NODES, "dense"),
         Step(affine, (t1, t0, Ref("second"), SCALE), ROWS, ("c",)),
         Step(mirror, (middle, t1, Ref("ids"), Scratch(4 * WIDTH), 3), ROWS, ("d",)),
         Step(affine, (Ref(name_out), middle, Ref("copy of first"), -1.0), ROWS - 1, ("e",)),
