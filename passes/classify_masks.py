@@ -92,9 +92,7 @@ def _of_mul(node: ir.Node) -> MaskRecord | Decline | None:
         if kind == "soft":
             soft = _record(node, value, kind, detail)
         if kind == "input" and "mask" in str(value.name).lower():
-            unknown = decline(
-                node, f"the range of input {value.name} is unknown: declare it a mask"
-            )
+            unknown = decline(node, f"the range of input {detail} is unknown: declare it a mask")
     return unknown or soft
 
 

@@ -82,7 +82,7 @@ ESCAPES: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative": (lambda p: set_entry(p, offset="-4"), "natural number"),
     "hard link": (lambda p: os.link(p.parent / "w.bin", p.parent / "other"), "hard links"),
     "symlink": (
-        lambda p: (os.rename(p.parent / "w.bin", p.parent / "o"), os.symlink("o", p.parent / "w.bin")),
+        lambda p: (p.parent / "w.bin").symlink_to((p.parent / "w.bin").rename(p.parent / "o")),
         "symbolic link",
     ),
     "folder": (
