@@ -2,8 +2,8 @@
 
 Every value is seen as [outer, n, inner] and reduced over n (`collapse_axes`). With inner == 1
 (`rows`) vectors run along n in four accumulators, joined at the end; otherwise (`columns`)
-vectors run along inner and the axis is walked in blocks of 128 whose partial results are added,
-so that rounding errors grow with n/128 and not with n. Items: outer for rows, and
+vectors run along inner. Either way partial results of 128 steps are added up, so that rounding
+errors grow with n/128 and not with n. Items: outer for rows, and
 outer * ceil(inner / (4 lanes)) for columns; `items` counts them.
 """
 
@@ -20,7 +20,7 @@ from sparsegraph.targets.kernels.operators import larger, smaller
 from sparsegraph.targets.target import Target
 
 GROUP = 4  # vectors of one item of a column reduction: two cache lines with 8 lanes
-BLOCK = 128  # elements of the axis per partial result
+BLOCK = 128  # steps along the axis per partial result
 Fold = Callable[[Expr, Expr], Expr]
 Load = Callable[[Expr, int], Expr]  # (position along the axis, lanes) -> value
 
@@ -113,9 +113,15 @@ def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int) -> Expr:
     step, cells = FOLDS[fold], [_cell(fold, dtype, lanes) for _ in range(4)]
     last = _cell(fold, dtype, 1)
     quads = emit.bind(T.truncdiv(n, emit.const(4 * lanes, "int32")))
-    with emit.loop(0, quads) as q:
-        for i, cell in enumerate(cells):
-            cell.set(step(cell.get(), load(q * (4 * lanes) + i * lanes, lanes)))
+    with emit.loop(0, T.truncdiv(quads + (BLOCK - 1), emit.const(BLOCK, "int32"))) as block:
+        parts = [_cell(fold, dtype, lanes) for _ in cells]
+        first = emit.bind(block * BLOCK)
+        with emit.loop(0, emit.tirx.Min(emit.const(BLOCK, "int32"), quads - first)) as q:
+            for i, part in enumerate(parts):
+                at = (first + q) * (4 * lanes) + i * lanes
+                part.set(step(part.get(), load(at, lanes)))
+        for cell, part in zip(cells, parts):
+            cell.set(step(cell.get(), part.get()))
     done = emit.bind(quads * (4 * lanes))
 
     def rest(at: Expr, width: int) -> None:
