@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import artefact, capture, pipeline, targets, verify
+from sparsegraph import artefact, pipeline, targets, verify
+from sparsegraph.capture import Source, capture
+from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import VerifyError, message
 from sparsegraph.lower import partition
 from sparsegraph.program import Fallback, Plan
@@ -63,11 +65,11 @@ class Compiled:
     @property
     def fallback_nodes(self) -> list[str]:
         """Nodes that ONNX Runtime runs."""
-        return [n for s in self.manifest.segments if s.kind == "fallback" for n in s.nodes]
+        return [n for s in self.manifest.segments if s.kind != "native" for n in s.nodes]
 
 
 def compile(
-    source: capture.Source | Any,
+    source: Source | Any,
     target: str | Target = "native",
     *,
     example_inputs: Sequence[Any] | None = None,
@@ -111,9 +113,7 @@ def compile(
 
     optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
     report("plan", 0, 1)
-    plan = partition.plan(
-        optimized.model, machine, threads=threads, allow_fallback=fallback
-    )
+    plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
     meta = {"model_sha256": _digest(model), "passes": [_record(r) for r in optimized.records]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
     runs_here = _runs_here(machine)
@@ -134,8 +134,8 @@ def load(
 ) -> ir.Model:
     """The captured model of whatever `compile` takes."""
     if example_inputs is not None:
-        return capture.capture(source, example_inputs, shapes)
-    return capture.load(source, shapes)
+        return capture(source, example_inputs, shapes)
+    return load_onnx(source, shapes)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

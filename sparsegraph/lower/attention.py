@@ -48,9 +48,7 @@ def lower_attention(b: Builder, node: ir.Node) -> None:
         raise Declined("attention with a cache or extra outputs")
     if attribute(node, "softcap", 0.0) or attribute(node, "qk_matmul_output_mode", 0):
         raise Declined("attention with softcap")
-    q, k, v = (
-        _heads(b, node, i, "q_num_heads" if i == 0 else "kv_num_heads") for i in range(3)
-    )
+    q, k, v = (_heads(b, node, i, "q_num_heads" if i == 0 else "kv_num_heads") for i in range(3))
     queries, keys = q.stored.fm, k.stored.fm
     if q.heads % k.heads or k.heads != v.heads:
         raise Declined(f"{q.heads} query heads over {k.heads} key heads")

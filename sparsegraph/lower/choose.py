@@ -10,7 +10,15 @@ from sparsegraph.targets.target import Target
 
 # Cost of one non-zero value of a coded product relative to one value of a dense one, by density
 # (linear between the points); benchmarks/results: kernels, shapes 384x768x768 to 49x1024x512.
-_SLOWDOWN = ((0.0, 2.4), (0.02, 2.2), (0.05, 2.05), (0.1, 1.85), (0.2, 1.62), (0.5, 1.32), (1.0, 1.2))
+_SLOWDOWN = (
+    (0.0, 2.4),
+    (0.02, 2.2),
+    (0.05, 2.05),
+    (0.1, 1.85),
+    (0.2, 1.62),
+    (0.5, 1.32),
+    (1.0, 1.2),
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,12 @@ def choose(
     """
     cost = density * coded_slowdown(density)
     dense = cost >= 1.0
-    group, split = _dense_blocks(vectors, target) if dense else _coded_blocks(density, vectors, target)
-    panel_bytes = target.l1_bytes * (0.75 if dense or density > 0.3 else 1.1 if density > 0.07 else 1.6)
+    group, split = (
+        _dense_blocks(vectors, target) if dense else _coded_blocks(density, vectors, target)
+    )
+    panel_bytes = target.l1_bytes * (
+        0.75 if dense or density > 0.3 else 1.1 if density > 0.07 else 1.6
+    )
     tile = int(panel_bytes) // (4 * (row or vectors * target.lanes))
     tile = max(1, tile // taps) * taps
     n_tiles = -(-columns // tile)

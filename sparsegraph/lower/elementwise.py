@@ -13,9 +13,7 @@ from sparsegraph.targets.kernels.expression import Tree
 from sparsegraph.targets.layout import FeatureMajor
 
 
-def feature_kind(
-    b: Builder, value: ir.Value, result: ir.Value, layout: FeatureMajor
-) -> str | None:
+def feature_kind(b: Builder, value: ir.Value, result: ir.Value, layout: FeatureMajor) -> str | None:
     """How a feature-major kernel reads an operand of a node whose result has `layout`'s points.
 
     `same`: one value per feature and point. `feature`: one per feature. None: it cannot.

@@ -142,9 +142,7 @@ def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
         pads = _same_pads(size, kernel, stride, dilation, upper=mode == "SAME_UPPER")
     if n == 1:  # a row is a map of height 1
         pads = (0, pads[0], 0, pads[1])
-        size, kernel, stride, dilation = (
-            (1, t[0]) for t in (size, kernel, stride, dilation)
-        )
+        size, kernel, stride, dilation = ((1, t[0]) for t in (size, kernel, stride, dilation))
     return Window(
         (size[0], size[1]), (kernel[0], kernel[1]), (stride[0], stride[1]),
         (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]),

@@ -15,15 +15,68 @@ from sparsegraph.graph import attribute, constant, static_shape
 from sparsegraph.targets.kernels.expression import Tree
 
 UNARY = frozenset(
-    "Abs Ceil Cos Erf Exp Floor HardSwish Log Mish Neg Not Reciprocal Relu Round Sigmoid Sign "
-    "Sin Softplus Softsign Sqrt Tanh IsNaN".split()
+    [
+        "Abs",
+        "Ceil",
+        "Cos",
+        "Erf",
+        "Exp",
+        "Floor",
+        "HardSwish",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Tanh",
+        "IsNaN",
+    ]
 )
 BINARY = frozenset(
-    "Add Sub Mul Div Pow Max Min Sum And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual "
-    "Mod Where PRelu Mean".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Max",
+        "Min",
+        "Sum",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Mod",
+        "Where",
+        "PRelu",
+        "Mean",
+    ]
 )
 WITH_ATTRIBUTES = frozenset(
-    "Gelu Clip LeakyRelu HardSigmoid Elu Selu Celu ThresholdedRelu Cast Swish".split()
+    [
+        "Gelu",
+        "Clip",
+        "LeakyRelu",
+        "HardSigmoid",
+        "Elu",
+        "Selu",
+        "Celu",
+        "ThresholdedRelu",
+        "Cast",
+        "Swish",
+    ]
 )
 ELEMENTWISE = UNARY | BINARY | WITH_ATTRIBUTES
 MAX_NODES = 12

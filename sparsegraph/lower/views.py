@@ -60,9 +60,7 @@ def lower_transpose(b: Builder, node: ir.Node) -> None:
     b.defer(result, make)
 
 
-def reshaped_axis(
-    old: tuple[int, ...], layout: FeatureMajor, new: tuple[int, ...]
-) -> int | None:
+def reshaped_axis(old: tuple[int, ...], layout: FeatureMajor, new: tuple[int, ...]) -> int | None:
     """Where the features are after a reshape, or None if they are merged or split."""
     before = int(np.prod(old[: layout.axis], dtype=np.int64))
     for axis, extent in enumerate(new):

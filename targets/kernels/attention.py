@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import math
@@ -79,7 +78,9 @@ class _Emitter:
         with loop(a["begin"], a["end"]) as item:
             self.image = bind(emit.divide(item, per_image))
             head = bind(emit.divide(emit.modulo(item, per_image), a["tiles"]))
-            shared = bind(emit.divide(head, a["share"]))  # grouped queries: several heads, one key head
+            shared = bind(
+                emit.divide(head, a["share"])
+            )  # grouped queries: several heads, one key head
             self.head = head
             self.tile = bind(emit.modulo(item, a["tiles"]))
             base = {"y": head, "q": head, "k": shared, "v": shared}

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, as_int, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression
@@ -228,9 +227,7 @@ class _Emitter:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
         lanes, tree = self.spec.lanes, self.spec.epilogue
         cheap = _operators(tree) <= _CHEAP
-        if not cheap:
-            self.store(acc, at)
-        for r in reversed(range(len(acc))):
+        for r in reversed(range(len(acc))):  # as in `store`, repeated rows come first
             operands = self.operand_loads(row[r], offset)
             if cheap:
                 for v, cell in enumerate(acc[r]):
@@ -238,6 +235,8 @@ class _Emitter:
                     result = expression.emit(tree, values, lanes)
                     store(self.a["y"], result, at[r] + v * lanes, lanes)
                 continue
+            for v, cell in enumerate(acc[r]):
+                store(self.a["y"], cell.get(), at[r] + v * lanes, lanes)
             with loop(0, len(acc[r])) as v:
                 value = load(self.a["y"], at[r] + v * lanes, lanes)
                 values = [bind(value), *(o(v * lanes) for o in operands)]
@@ -254,9 +253,7 @@ class _Emitter:
                 continue
             base = self.image * a[f"o{i}_image"] + self.tile * a[f"o{i}_tile"]
             base = bind(base + row * a[f"o{i}_row"] + offset)
-            loads.append(
-                lambda at, b=base, p=a[f"o{i}"]: load(p, b + at, lanes)
-            )
+            loads.append(lambda at, b=base, p=a[f"o{i}"]: load(p, b + at, lanes))
         return loads
 
     def gather(self, start: Expr, width: Expr) -> None:

@@ -1,0 +1,183 @@
+"""Product kernels against float64: every variant, odd sizes, all densities, threads, epilogues."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from sparsegraph.targets import host
+from sparsegraph.targets.kernels import convert
+from sparsegraph.targets.kernels.product import Product, reference
+from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+
+from sparsegraph import formats, targets
+from sparsegraph.lower.products import Window, _columns_by_tile, segments
+
+TARGET = targets.native()
+LANES = TARGET.lanes
+DENSITIES = (0.0, 0.01, 0.5, 0.9, 1.0)
+A0, A1, A2 = ("arg", 0), ("arg", 1), ("arg", 2)
+BLOCKS = [  # group, split
+    (1, (1,)), (1, (8,)), (2, (6,)), (3, (4,)), (2, (5,)), (3, (4, 3)), (3, (4, 4)), (1, (7,)),
+]  # fmt: skip
+EPILOGUES = [
+    (None, ()),
+    (("Relu", A0), ()),
+    (("Gelu", ("Add", A0, A1)), ("feature",)),
+    (("Clip", ("Add", ("Mul", A0, A1), A2), ("const", 0.0), ("const", 6.0)), ("feature", "same")),
+]
+
+
+@cache
+def library(kernel: Product) -> host.Library:
+    return host.Library([kernel], TARGET)
+
+
+def sparse(shape: tuple[int, ...], density: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    weight[rng.random(shape) >= density] = 0
+    return weight
+
+
+def pack(planes: np.ndarray, layout: FeatureMajor) -> np.ndarray:
+    return host.aligned(convert.pack(planes, layout, fill=0.25))
+
+
+def with_block(layout: FeatureMajor, block: int) -> FeatureMajor:
+    """The same value in tiles of `block` points, blocked."""
+    tiles, row = -(-layout.points // block), -(-block // 16) * 16
+    image = tiles * layout.features * row
+    return FeatureMajor(layout.images, layout.features, layout.points, block, image,
+                        layout.features * row, row, layout.axis)  # fmt: skip
+
+
+def run(
+    kernel: Product, weight: np.ndarray, x: np.ndarray, bias: np.ndarray, tile: int, chunks: int,
+    operands: list[np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """The kernel on planes x [images, columns, points]; result [images, rows, points]."""
+    images, columns, points = x.shape
+    rows = len(weight)
+    xl = with_block(blocked(images, columns, points, 1, TARGET), kernel.block)
+    yl = with_block(blocked(images, rows, points, 1, TARGET), kernel.block)
+    y = host.empty(yl.size + 64)
+    packer = formats.pack_coded if kernel.weight == "coded" else formats.pack_dense
+    packed = packer(weight, kernel.group, tile, chunks)
+    args: list[Any] = [y, yl.image, yl.tile, yl.row, pack(x, xl), xl.image, xl.tile, xl.row,
+                       images, yl.tiles, columns, tile, host.aligned(bias),
+                       host.aligned(packed.values), host.aligned(packed.row_index),
+                       host.aligned(packed.chunks)]  # fmt: skip
+    if kernel.weight == "coded":
+        args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
+    for value, kind in zip(operands, kernel.operands):
+        if kind == "feature":
+            args.append(host.aligned(value))
+        else:
+            args += [pack(value, yl), yl.image, yl.tile, yl.row]
+    library(kernel).call(kernel, *args, end=images * yl.tiles * len(packed.chunks))
+    return convert.unpack(y, yl)
+
+
+def bound(weight: np.ndarray, x: np.ndarray) -> float:
+    """4 sqrt(K) eps sum |w||x|, the largest over the outputs, plus the epilogue's own error."""
+    total = np.abs(weight).astype(np.float64) @ np.abs(x)
+    return float(4 * np.sqrt(weight.shape[1]) * 6e-8 * total.max() + 4e-6)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("weight_format", ["dense", "coded"])
+def test_every_variant_equals_the_reference(
+    weight_format: str, blocks: tuple[int, tuple[int, ...]], density: float
+) -> None:
+    kernel = Product(weight_format, *blocks, LANES)
+    for seed, (rows, columns, points, tile, chunks) in enumerate(
+        [(1, 1, 1, 1, 1), (7, 13, 50, 5, 1), (37, 50, 131, 64, 3)]
+    ):
+        weight = sparse((rows, columns), density, seed)
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((2, columns, points)).astype(np.float32)
+        bias = rng.standard_normal(rows).astype(np.float32)
+        got = run(kernel, weight, x, bias, tile, chunks, [])
+        for i in range(2):
+            error = np.abs(got[i] - reference(weight, x[i], bias)).max()
+            assert error <= bound(weight, x[i])
+
+
+@pytest.mark.parametrize(("tree", "kinds"), EPILOGUES, ids=str)
+@pytest.mark.parametrize("weight_format", ["dense", "coded"])
+def test_epilogues(weight_format: str, tree: Any, kinds: tuple[str, ...]) -> None:
+    kernel = Product(weight_format, 2, (4,), LANES, None, tree, kinds)
+    rng = np.random.default_rng(3)
+    weight = sparse((9, 40), 0.5, 3)
+    x = rng.standard_normal((1, 40, 70)).astype(np.float32)
+    bias = rng.standard_normal(9).astype(np.float32)
+    shapes = {"feature": (9,), "same": (1, 9, 70)}
+    operands = [rng.standard_normal(shapes[k]).astype(np.float32) for k in kinds]
+    got = run(kernel, weight, x, bias, 16, 1, operands)[0]
+    wide = [o[:, None] if k == "feature" else o[0] for o, k in zip(operands, kinds)]
+    expected = reference(weight, x[0], bias, tree, *wide)
+    assert np.abs(got - expected).max() <= bound(weight, x[0])
+
+
+WINDOWS = [  # size, kernel, stride, dilation, pads
+    ((14, 14), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ((17, 23), (5, 3), (2, 2), (1, 1), (2, 1, 2, 1)),
+    ((56, 13), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0)),
+    ((20, 40), (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),
+    ((32, 32), (4, 4), (4, 4), (1, 1), (0, 0, 0, 0)),
+    ((9, 70), (2, 7), (1, 3), (1, 1), (0, 3, 1, 2)),
+    ((1, 50), (1, 5), (1, 1), (1, 1), (0, 2, 0, 2)),
+]
+
+
+def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
+    """Direct convolution in float64: weight [O, C, kh, kw], x [C, h, w] -> [O, points]."""
+    top, left, bottom, right = window.pads
+    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right)))
+    (oh, ow), (sh, sw), (dh, dw) = window.out, window.stride, window.dilation
+    out = np.zeros((len(weight), oh, ow))
+    for ky in range(window.kernel[0]):
+        for kx in range(window.kernel[1]):
+            rows = slice(ky * dh, ky * dh + (oh - 1) * sh + 1, sh)
+            columns = slice(kx * dw, kx * dw + (ow - 1) * sw + 1, sw)
+            out += np.einsum("oc,chw->ohw", weight[:, :, ky, kx], padded[:, rows, columns])
+    return out.reshape(len(weight), -1)
+
+
+@pytest.mark.parametrize("source", [blocked, planar])
+@pytest.mark.parametrize("geometry", WINDOWS, ids=str)
+@pytest.mark.parametrize("weight_format", ["dense", "coded"])
+def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source: Any) -> None:
+    window = Window(*geometry)
+    rng = np.random.default_rng(5)
+    channels, rows, images = 11, 6, 2
+    weight = sparse((rows, channels, *window.kernel), 0.4, 5)
+    x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    points, taps = window.out[0] * window.out[1], window.kernel[0] * window.kernel[1]
+    xl = source(images, channels, window.size[0] * window.size[1], 1, TARGET)
+    yl = blocked(images, rows, points, 1, TARGET)
+    vectors = yl.block // LANES
+    kernel = Product(weight_format, 2, (vectors,), LANES, window.stride[1])
+    tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
+    matrix = _columns_by_tile(weight, 4)
+    packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
+    packed = packer(matrix, 2, tile)
+    moves, starts = segments(window, xl, yl, LANES)
+    y = host.empty(yl.size + 64)
+    memory = np.concatenate([pack(x.reshape(images, channels, -1), xl), np.zeros(256, np.float32)])
+    args = [y, yl.image, yl.tile, yl.row, host.aligned(memory), xl.image, xl.tile, xl.row, images,
+            yl.tiles, channels * taps, tile, host.aligned(bias), host.aligned(packed.values),
+            host.aligned(packed.row_index), host.aligned(packed.chunks)]  # fmt: skip
+    if weight_format == "coded":
+        args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
+    panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
+    args += [panel, taps, host.aligned(moves), host.aligned(starts)]
+    library(kernel).call(kernel, *args, end=images * yl.tiles)
+    got = convert.unpack(y, yl)
+    for i in range(images):
+        expected = convolve(weight, x[i], window) + bias[:, None]
+        assert np.abs(got[i] - expected).max() <= 1e-4
