@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsegraph import targets
 from sparsegraph.errors import ArtefactError, UsageError, message
+from sparsegraph.targets import cpu_features
 
 SCHEMA = 1  # version of manifest.json
 ABI = 1  # SG_ABI in runtime.h
@@ -379,7 +379,7 @@ def check_machine(target: Mapping[str, Any], name: str) -> None:
     if target["arch"] != machine:
         fix = f"run it on {target['arch']}, or compile for this machine"
         raise ArtefactError(message("artefact", name, machine, target["arch"], fix))
-    have = {_plain(f) for f in targets.cpu_features()}
+    have = {_plain(f) for f in cpu_features()}
     missing = [f for f in target["features"] if _plain(f) not in have]
     if missing:
         found = f"a CPU without {', '.join(missing)}"
