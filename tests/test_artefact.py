@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsegraph import artefact, runtime, targets
-from sparsegraph.errors import UsageError
+from sparsegraph.errors import UsageError, VerifyError
 from sparsegraph.program import Plan, Program, Ref, Step, Tensor
 from tests import sample_program as sample
 
@@ -202,4 +202,28 @@ def test_wrong_references_are_our_own_bugs(tmp_path: Path) -> None:
     for args in cases:
         with pytest.raises(AssertionError):
             build(*args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_runs_the_folder_before_it_appears(tmp_path: Path) -> None:
+    path, feed = tmp_path / "m.sg", sample.feed()
+
+    def check(folder: Path) -> dict[str, object]:
+        assert not path.exists()
+        y = runtime.InferenceSession(folder).run(["y"], feed)[0]
+        return {"shape": list(y.shape)}
+
+    target = targets.get("native")
+    manifest = artefact.write(sample.plan(), target, path, sample.META, check=check)
+    assert manifest.verification == {"shape": [sample.ROWS, sample.WIDTH]}
+    assert runtime.InferenceSession(path).manifest["verification"] == manifest.verification
+
+
+def test_failed_check_leaves_nothing(tmp_path: Path) -> None:
+    def check(folder: Path) -> dict[str, object]:
+        raise VerifyError("wrong")
+
+    with pytest.raises(VerifyError, match="wrong"):
+        artefact.write(sample.plan(), targets.get("native"), tmp_path / "m.sg", sample.META,
+                       check=check)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
