@@ -26,6 +26,7 @@ from sparsegraph.passes.merge_reshapes import MergeReshapes
 from sparsegraph.passes.merge_transposes import MergeTransposes
 from sparsegraph.passes.remove_identity import RemoveIdentity
 from sparsegraph.passes.remove_unused import RemoveUnused
+from sparsegraph.passes.slice_packed_heads import SlicePackedHeads
 from sparsegraph.passes.split_batch_norm import SplitBatchNorm
 from sparsegraph.passes.unflatten_softmax import UnflattenSoftmax
 from sparsegraph.rewrite import Decline, Fuel, Pass
@@ -45,6 +46,7 @@ PASSES: tuple[Pass, ...] = (
     # recognise: decomposed forms become the op that they mean
     FuseGelu(),
     FuseLayerNorm(),
+    SlicePackedHeads(),
     FuseAttention(),
     # shrink: arithmetic on constants moves into the weights
     FoldConvBias(),

@@ -4,6 +4,7 @@ Time model, in vector multiply-adds per cycle relative to the dense kernel of th
 fitted to `python -m benchmarks.run kernels` (benchmarks/results); see `coded_slowdown`.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from sparsegraph.targets.target import Target
@@ -45,7 +46,7 @@ class Choice:
 def coded_slowdown(density: float) -> float:
     """Time of a non-zero value relative to a value of the dense kernel."""
     points = _SLOWDOWN
-    for (d0, s0), (d1, s1) in zip(points, points[1:]):
+    for (d0, s0), (d1, s1) in itertools.pairwise(points):
         if density <= d1:
             return s0 + (s1 - s0) * (density - d0) / (d1 - d0)
     return points[-1][1]

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from sparsegraph.graph import constant, float_attribute, int_attribute
 from sparsegraph.lower.builder import Builder, Declined, shape_of
 from sparsegraph.targets.kernels.norm import Norm
+from sparsegraph.targets.kernels.reduce import RowNorm
 from sparsegraph.targets.layout import FeatureMajor
 
 
@@ -15,10 +16,12 @@ def lower_norm(b: Builder, node: ir.Node) -> None:
     assert x is not None
     shape = shape_of(x)
     axis = int_attribute(node, "axis", -1) % len(shape)
-    if axis != len(shape) - 1 or len(shape) < 2:
-        raise Declined(f"normalisation over axes {axis}.. of {shape}")
     if any(v.consumers() or v.is_graph_output() for v in node.outputs[1:]):
         raise Declined("the mean is an output")
+    layout = b.layout_of(x)
+    if axis != len(shape) - 1 or len(shape) < 2 or (layout is not None and layout.axis != axis):
+        _lower_rows(b, node, x, axis)
+        return
     stored = b.feature(x, axis)
     fm, result = stored.fm, node.outputs[0]
     vectors = [_vector(v, fm.features) for v in node.inputs[1:] if v is not None]
@@ -30,6 +33,20 @@ def lower_norm(b: Builder, node: ir.Node) -> None:
     epsilon = float_attribute(node, "epsilon", 1e-5)
     args = [*to.strides(), *stored.strides(), *refs, epsilon, fm.tiles, fm.features]
     b.step(kernel, args, fm.images * fm.tiles, [node], detail=f"{fm.features} features")
+
+
+def _lower_rows(b: Builder, node: ir.Node, x: ir.Value, axis: int) -> None:
+    """Row-major, over all axes from `axis` on."""
+    shape = shape_of(x)
+    n = int(np.prod(shape[axis:], dtype=np.int64))
+    vectors = [_vector(v, n) for v in node.inputs[1:] if v is not None]
+    kernel = RowNorm(node.op_type == "RMSNormalization", len(vectors) == 2)
+    refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
+    row, to = b.row(x), b.new_row(node.outputs[0])
+    epsilon = float_attribute(node, "epsilon", 1e-5)
+    args = [to.address, row.address, *refs, n, epsilon]
+    outer = int(np.prod(shape[:axis], dtype=np.int64))
+    b.step(kernel, args, outer, [node], detail=f"{n} values, row-major")
 
 
 def _vector(value: ir.Value, features: int) -> np.ndarray:

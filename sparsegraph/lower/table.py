@@ -9,8 +9,10 @@ from sparsegraph.lower.builder import Builder
 from sparsegraph.lower.elementwise import lower_elementwise
 from sparsegraph.lower.normalize import lower_norm
 from sparsegraph.lower.products import lower_conv, lower_gemm, lower_matmul
+from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
 from sparsegraph.lower.views import lower_reshape, lower_transpose
+from sparsegraph.targets.kernels.reduce import REDUCTIONS
 
 HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "MatMul": lower_matmul,
@@ -19,6 +21,11 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Attention": lower_attention,
     "LayerNormalization": lower_norm,
     "RMSNormalization": lower_norm,
+    "Softmax": lower_softmax,
+    "LogSoftmax": lower_softmax,
+    "ArgMax": lower_arg,
+    "ArgMin": lower_arg,
+    **{f"Reduce{op}": lower_reduce for op in REDUCTIONS},
     "Reshape": lower_reshape,
     "Flatten": lower_reshape,
     "Squeeze": lower_reshape,
