@@ -65,7 +65,7 @@ class Copy:
                     with when(vectors * lanes < valid):
                         self._tail(y, x, to, begin, valid, vectors)
                 if self.exact == "source":
-                    _zero_after(y, to, valid, a["block"], lanes)
+                    zero_after(y, to, valid, a["block"], lanes)
 
     def _tail(self, y: Expr, x: Expr, to: Expr, begin: Expr, valid: Expr, vectors: Expr) -> None:
         """The points of a partial vector: the last full one again, shifted, if there is one."""
@@ -77,7 +77,7 @@ class Copy:
                 store(y, load(x, begin + i), to + i)
 
 
-def _zero_after(y: Expr, to: Expr, valid: Expr, block: Expr, lanes: int) -> None:
+def zero_after(y: Expr, to: Expr, valid: Expr, block: Expr, lanes: int) -> None:
     """Zero points [valid, block) of a row; block is a multiple of lanes."""
     first = bind((valid + lanes - 1) // lanes)
     with loop(valid, first * lanes) as i:
@@ -236,7 +236,7 @@ class _Turn:
                 else:
                     store(a["y"], load(a["x"], row + p), point)
             if self.to_feature:
-                _zero_after(a["y"], row, valid, a["block"], self.lanes)
+                zero_after(a["y"], row, valid, a["block"], self.lanes)
 
 
 def pack(planes: np.ndarray, layout: FeatureMajor, fill: float = 0.0) -> np.ndarray:

@@ -1,0 +1,346 @@
+"""Sliding windows over planes: what depthwise convolution and pooling share.
+
+One item is one output plane. Its input plane is copied into a padded frame in scratch, columns
+split by their remainder modulo the stride (phases), so that every tap of every stride is a run of
+consecutive values. Then `rows` output rows are computed together and share their loads. The
+borders of a frame are filled once per call. A result goes straight to a planar output
+(`direct`), or to a flat plane in scratch from which whole vectors of any layout are written.
+
+    frame[j][phase][q] = x[j - pad_top][q * stride_x + phase - pad_left], or the fill value
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsegraph.targets import emit
+from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
+from sparsegraph.targets.kernels import expression
+from sparsegraph.targets.kernels.convert import zero_after
+
+_UNROLLED = 49  # taps of the largest window that is written out; larger ones are loops
+_SIZES = ["height", "width", "pad_top", "pad_left", "out_height", "out_width"]
+PARAMS = (
+    "y:float32* y_image:int32 y_tile:int32 y_row:int32 x:float32* x_image:int32 x_row:int32 "
+    + "scratch:float32* "
+    + " ".join(f"{s}:int32" for s in (*_SIZES, "block", "channels", "ahead"))
+    + " "
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Run-time sizes of one call: input plane, leading pads, output plane, points per tile."""
+
+    height: int
+    width: int
+    pad_top: int
+    pad_left: int
+    out_height: int
+    out_width: int
+    block: int
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """As the kernel takes them, `block` included."""
+        pads = (self.pad_top, self.pad_left)
+        return (self.height, self.width, *pads, self.out_height, self.out_width, self.block)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a window changes the code.
+
+    Attributes:
+        kernel, stride, dilation: (vertical, horizontal).
+        rows: output rows computed together.
+        lanes: float32 values in a vector.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    rows: int
+    lanes: int
+
+    @property
+    def name(self) -> str:
+        pairs = zip("ksd", (self.kernel, self.stride, self.dilation))
+        return "_".join(f"{k}{a}x{b}" for k, (a, b) in pairs) + f"_r{self.rows}_l{self.lanes}"
+
+    @property
+    def is_unrolled(self) -> bool:
+        return self.kernel[0] * self.kernel[1] <= _UNROLLED
+
+    def frame(self, a: Any, largest: Callable[[Any, Any], Any]) -> "Frame":
+        """Extents of frame and flat plane; `a` maps size names to numbers or expressions."""
+        lanes, step = self.lanes, self.stride[1]
+        width = largest(a["out_width"], lanes) + (self.kernel[1] - 1) * self.dilation[1] // step
+        data = (a["width"] + a["pad_left"] + step - 1) // step
+        phase = (largest(width, data) + lanes - 1) // lanes * lanes + 2 * lanes
+        out_rows = largest(a["out_height"], self.rows)
+        rows = (out_rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+        flat = (out_rows * a["out_width"] + a["block"] + 2 * lanes + 15) // 16 * 16
+        return Frame(width, phase, rows, rows * step * phase + lanes, flat)
+
+    def ahead(self, sizes: Sizes, l1_bytes: int) -> int:
+        """Planes padded before the first is computed: a load soon after its store would wait."""
+        frame = self.frame(vars(sizes), max)
+        return max(1, min(16, l1_bytes // 2 // (4 * int(frame.size + frame.flat))))
+
+    def scratch_bytes(self, sizes: Sizes, ahead: int) -> int:
+        """Scratch of one thread."""
+        frame = self.frame(vars(sizes), max)
+        return 4 * ahead * int(frame.size + frame.flat)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Extents: columns read per phase, phase stride, rows; elements of a frame and a flat plane."""
+
+    width: Any
+    phase: Any
+    rows: Any
+    size: Any
+    flat: Any
+
+
+def output_rows(out_height: int, target_registers: int) -> int:
+    """Rows per pass: least recomputed rows, then most sharing."""
+    candidates = (4, 5, 6, 3) if target_registers <= 16 else (7, 6, 5, 4)
+    if out_height <= max(candidates):
+        return min(out_height, max(candidates))
+    waste = {r: -(-out_height // r) * r for r in candidates}
+    return min(candidates, key=lambda r: waste[r])
+
+
+class Sweep:
+    """Loops of a window kernel. A family gives the planes' fill value and what a window becomes."""
+
+    fill = 0.0
+
+    def __init__(
+        self, window: Window, args: dict[str, Expr], *, direct: bool,
+        epilogue: expression.Tree | None = None, operands: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.window, self.a, self.direct = window, args, direct
+        self.epilogue, self.operand_kinds = epilogue, operands
+        self.lanes = window.lanes
+
+    # ------------------------------------------------ what a family defines
+
+    def source(self, channel: Expr) -> Expr:
+        """Input channel of an output channel."""
+        return channel
+
+    def prepare(self, channel: Expr) -> None:
+        """Load what stays the same over one plane."""
+
+    def compute(self, at: Expr, oy: Expr, ox: Expr) -> list[Expr]:
+        """One vector for each of `rows` output rows; `at` is the frame's first tap."""
+        raise NotImplementedError
+
+    # ------------------------------------------------ loops
+
+    def run(self) -> None:
+        a = self.a
+        f = self.window.frame(a, _largest)
+        self.frame = Frame(*(bind(v) for v in (f.width, f.phase, f.rows, f.size, f.flat)))
+        self.row = bind(self.frame.phase * self.window.stride[1])
+        self.points = bind(a["out_height"] * a["out_width"])
+        self.flats = bind(a["ahead"] * self.frame.size)
+        with loop(0, (self.flats + self.lanes - 1) // self.lanes) as v:
+            self.put(v * self.lanes, splat(const(self.fill), self.lanes))
+        with loop(0, (a["end"] - a["begin"] + a["ahead"] - 1) // a["ahead"]) as chunk:
+            first = bind(a["begin"] + chunk * a["ahead"])
+            n = bind(emit.minimum(a["ahead"], a["end"] - first))
+            with loop(0, n) as i:
+                self.copy_plane(first + i, bind(i * self.frame.size))
+            with loop(0, n) as i:
+                self.sweep(first + i, i)
+            if not self.direct:
+                with loop(0, n) as i:
+                    self.write(first + i, bind(self.flats + i * self.frame.flat))
+
+    def put(self, index: Expr, value: Expr) -> None:
+        store(self.a["scratch"], value, index, self.lanes)
+
+    def place(self, item: Expr) -> tuple[Expr, Expr]:
+        """Image and output channel."""
+        return bind(item // self.a["channels"]), bind(item % self.a["channels"])
+
+    def copy_plane(self, item: Expr, frame: Expr) -> None:
+        """Copy the rows of the input plane that the windows reach into the frame."""
+        a = self.a
+        image, channel = self.place(item)
+        x = bind(image * a["x_image"] + self.source(channel) * a["x_row"])
+        n = bind(emit.minimum(a["height"], self.frame.rows - a["pad_top"]))
+        copy = {1: self.copy_row, 2: self.split_row}.get(self.window.stride[1], self.pick_row)
+        with loop(0, n) as j:
+            copy(bind(x + j * a["width"]), bind(frame + (a["pad_top"] + j) * self.row))
+
+    def copy_row(self, x: Expr, to: Expr) -> None:
+        """Stride 1. The last vector overlaps: nothing is written past the row."""
+        a, lanes = self.a, self.lanes
+        at = bind(to + a["pad_left"])
+        with emit.choose(a["width"] >= lanes) as (then, otherwise):
+            with then, loop(0, (a["width"] + lanes - 1) // lanes) as v:
+                i = bind(emit.minimum(v * lanes, a["width"] - lanes))
+                self.put(at + i, load(a["x"], x + i, lanes))
+            with otherwise:
+                self.put(at, self.first(load(a["x"], x, lanes), a["width"]))
+
+    def first(self, vector: Expr, n: Expr) -> Expr:
+        """The first n lanes of `vector`, the fill value in the others."""
+        if self.lanes == 1:
+            return vector
+        lane = emit.tirx.Ramp(const(0, "int32"), 1, self.lanes)
+        return emit.select(lane < splat(n, self.lanes), vector, splat(const(self.fill), self.lanes))
+
+    def split_row(self, x: Expr, to: Expr) -> None:
+        """Stride 2: even and odd columns by shuffles, then the right border again."""
+        a, lanes = self.a, self.lanes
+        at = [bind(to + self.phase_start(a["pad_left"] + odd)) for odd in (0, 1)]
+        with loop(0, (a["width"] + 2 * lanes - 1) // (2 * lanes)) as v:
+            i = bind(x + v * 2 * lanes)
+            second = emit.minimum(i + lanes, x + a["width"] - 1)
+            pair = [bind(load(a["x"], i, lanes)), bind(load(a["x"], second, lanes))]
+            for odd in (0, 1):
+                half = emit.shuffle(pair, range(odd, 2 * lanes, 2)) if lanes > 1 else pair[odd]
+                self.put(at[odd] + v * lanes, half)
+        for phase in (0, 1):
+            start = bind((a["width"] + a["pad_left"] - phase + 1) // 2)
+            right = (self.frame.width - start + lanes - 1) // lanes
+            with loop(0, emit.maximum(right, const(0, "int32"))) as v:
+                place = to + phase * self.frame.phase + start + v * lanes
+                self.put(place, splat(const(self.fill), lanes))
+
+    def phase_start(self, column: Expr) -> Expr:
+        """Where padded column `column` lies in a row of the frame, stride 2."""
+        return column % 2 * self.frame.phase + column // 2
+
+    def pick_row(self, x: Expr, to: Expr) -> None:
+        """Any stride, one value at a time."""
+        step = self.window.stride[1]
+        with loop(0, self.a["width"]) as i:
+            column = bind(i + self.a["pad_left"])
+            place = to + column % step * self.frame.phase + column // step
+            store(self.a["scratch"], load(self.a["x"], x + i), place)
+
+    def sweep(self, item: Expr, i: Expr) -> None:
+        """All windows of one plane. Last rows and columns overlap: no partial vectors."""
+        a, rows, lanes = self.a, self.window.rows, self.lanes
+        image, channel = self.place(item)
+        self.prepare(channel)
+        frame = bind(i * self.frame.size)
+        if self.direct:
+            out = bind(image * a["y_image"] + channel * a["y_row"])
+            constants = self.constants(channel)
+        else:
+            out = bind(self.flats + i * self.frame.flat)
+        zero = const(0, "int32")
+        last_row = bind(emit.maximum(a["out_height"] - rows, zero))
+        last_column = bind(emit.maximum(a["out_width"] - lanes, zero))
+        with loop(0, (a["out_height"] + rows - 1) // rows) as group:
+            oy = bind(emit.minimum(group * rows, last_row))
+            first = bind(frame + oy * self.window.stride[0] * self.row)
+            to = bind(out + oy * a["out_width"])
+            with loop(0, (a["out_width"] + lanes - 1) // lanes) as v:
+                ox = bind(emit.minimum(v * lanes, last_column))
+                for r, value in enumerate(self.compute(bind(first + ox), oy, ox)):
+                    place = to + r * a["out_width"] + ox
+                    if self.direct:
+                        store(a["y"], self.finish([value, *constants]), place, lanes)
+                    else:
+                        self.put(place, value)
+        if self.direct:
+            tiles = (self.points + a["block"] - 1) // a["block"]
+            zero_after(a["y"], out, self.points, tiles * a["block"], lanes)
+            return
+        with loop(0, (a["block"] + lanes - 1) // lanes) as v:
+            self.put(out + self.points + v * lanes, splat(const(0.0), lanes))
+
+    def write(self, item: Expr, flat: Expr) -> None:
+        """Apply the epilogue to the flat plane and write it in the layout of y."""
+        a, lanes = self.a, self.lanes
+        image, channel = self.place(item)
+        to = bind(image * a["y_image"] + channel * a["y_row"])
+        constants = self.constants(channel)
+        with loop(0, (self.points + a["block"] - 1) // a["block"]) as t:
+            begin, end = bind(flat + t * a["block"]), bind(to + t * a["y_tile"])
+            sides = [self.side(i, image, channel, t) for i in range(len(self.operand_kinds))]
+            with loop(0, a["block"] // lanes) as v:
+                values = [bind(load(a["scratch"], begin + v * lanes, lanes))]
+                for i, kind in enumerate(self.operand_kinds):
+                    if kind == "feature":
+                        values.append(constants[i])
+                        continue
+                    values.append(bind(load(a[f"o{i}"], sides[i] + v * lanes, lanes)))
+                store(a["y"], self.finish(values), end + v * lanes, lanes)
+
+    def side(self, i: int, image: Expr, channel: Expr, t: Expr) -> Expr:
+        """Where tile t of the feature-major operand i starts."""
+        if self.operand_kinds[i] == "feature":
+            return None
+        a = self.a
+        at = image * a[f"o{i}_image"] + t * a[f"o{i}_tile"] + channel * a[f"o{i}_row"]
+        return bind(at)
+
+    def constants(self, channel: Expr) -> list[Expr]:
+        """Per operand its value for this channel, None for a feature-major one."""
+        kinds = enumerate(self.operand_kinds)
+        names = [f"o{i}" if kind == "feature" else None for i, kind in kinds]
+        return [n and bind(splat(load(self.a[n], channel), self.lanes)) for n in names]
+
+    def finish(self, values: list[Expr]) -> Expr:
+        if self.epilogue is None:
+            return values[0]
+        return expression.emit(self.epilogue, [bind(values[0]), *values[1:]], self.lanes)
+
+    # ------------------------------------------------ taps
+
+    def tap(self, at: Expr, row: Expr | int, column: Expr | int) -> Expr:
+        """The vector at frame row `row` (from the first tap) and padded column `column`."""
+        step = self.window.stride[1]
+        place = at + row * self.row + column // step
+        if step > 1:
+            place = place + column % step * self.frame.phase
+        return load(self.a["scratch"], place, self.lanes)
+
+    def input_rows(self) -> dict[int, list[tuple[int, int]]]:
+        """Frame row -> (output row, kernel row) pairs that read it."""
+        w = self.window
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for r in range(w.rows):
+            for k in range(w.kernel[0]):
+                uses.setdefault(r * w.stride[0] + k * w.dilation[0], []).append((r, k))
+        return dict(sorted(uses.items()))
+
+    def cells(self, start: Expr) -> list[Cell]:
+        """An accumulator for each of `rows` output rows."""
+        out = [Cell("float32", self.lanes) for _ in range(self.window.rows)]
+        for cell in out:
+            cell.set(start)
+        return out
+
+    def each_tap(self, at: Expr, visit: Callable[[Expr, int, Expr], None]) -> None:
+        """Loop over the taps of a large window: visit(tap number, output row, vector)."""
+        w = self.window
+        with loop(0, w.kernel[0]) as ky, loop(0, w.kernel[1]) as kx:
+            number = bind(ky * w.kernel[1] + kx)
+            for r in range(w.rows):
+                row = ky * w.dilation[0] + r * w.stride[0]
+                visit(number, r, bind(self.tap(at, row, kx * w.dilation[1])))
+
+
+def _largest(a: Expr, b: Any) -> Expr:
+    return emit.maximum(a, const(b, "int32") if isinstance(b, int) else b)
+
+
+def operand_params(kinds: Sequence[str]) -> str:
+    """Signature text of the operands of an epilogue: `feature` [channels] or `same` (strides)."""
+    strides = "o{0}_image:int32 o{0}_tile:int32 o{0}_row:int32 "
+    return "".join(
+        f"o{i}:float32* " + (strides.format(i) if kind == "same" else "")
+        for i, kind in enumerate(kinds)
+    )
