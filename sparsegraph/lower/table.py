@@ -7,6 +7,17 @@ import onnx_ir as ir
 from sparsegraph.lower.attention import lower_attention
 from sparsegraph.lower.builder import Builder
 from sparsegraph.lower.elementwise import lower_elementwise
+from sparsegraph.lower.movement import (
+    lower_concat,
+    lower_depth_space,
+    lower_expand,
+    lower_gather,
+    lower_gather_elements,
+    lower_pad,
+    lower_slice,
+    lower_split,
+    lower_tile,
+)
 from sparsegraph.lower.normalize import lower_norm
 from sparsegraph.lower.products import lower_conv, lower_gemm, lower_matmul
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
@@ -32,5 +43,15 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Unsqueeze": lower_reshape,
     "Identity": lower_reshape,
     "Transpose": lower_transpose,
+    "Slice": lower_slice,
+    "Split": lower_split,
+    "Concat": lower_concat,
+    "Gather": lower_gather,
+    "GatherElements": lower_gather_elements,
+    "Pad": lower_pad,
+    "Expand": lower_expand,
+    "Tile": lower_tile,
+    "DepthToSpace": lower_depth_space,
+    "SpaceToDepth": lower_depth_space,
     **{op: lower_elementwise for op in sorted(ELEMENTWISE)},
 }
