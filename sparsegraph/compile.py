@@ -18,6 +18,7 @@ from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import VerifyError, message
 from sparsegraph.lower import partition
 from sparsegraph.program import Fallback, Plan
+from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets.target import Target
 
@@ -56,6 +57,15 @@ class Compiled:
     def save(self, path: str | Path) -> None:
         """Copy the artefact to `path`, which must not exist."""
         shutil.copytree(self.path, path)
+
+    def report(self, path: str | Path | None = None) -> str:
+        """What became of each layer, as text; with `path`, also an HTML report there."""
+        from sparsegraph import explain, output, report
+
+        manifest = self.manifest.model_dump(mode="json", by_alias=True)
+        if path is not None:
+            output.write_text(Path(path), report.of_artefact(manifest, self.path.name))
+        return explain.text(manifest)
 
     @property
     def weight_bytes(self) -> int:
@@ -114,7 +124,7 @@ def compile(
     optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
     report("plan", 0, 1)
     plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
-    meta = {"model_sha256": _digest(model), "passes": [_record(r) for r in optimized.records]}
+    meta = {"model_sha256": model_digest(model), "passes": [_record(r) for r in optimized.records]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
     runs_here = _runs_here(machine)
 
@@ -133,6 +143,8 @@ def load(
     shapes: Mapping[str, int | Sequence[int]] | None = None,
 ) -> ir.Model:
     """The captured model of whatever `compile` takes."""
+    if isinstance(source, Pruned | pipeline.Optimized):
+        source = source.model
     if example_inputs is not None:
         return capture(source, example_inputs, shapes)
     return load_onnx(source, shapes)
@@ -182,7 +194,7 @@ def _record(record: pipeline.PassRecord) -> dict[str, Any]:
     return row
 
 
-def _digest(model: ir.Model) -> str:
+def model_digest(model: ir.Model) -> str:
     """SHA-256 over the graph's structure and the contents of its initializers."""
     digest = hashlib.sha256()
     for node in model.graph:

@@ -1,0 +1,438 @@
+"""The command line: one command per verb of the Python API, one table each, JSON beside it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sparsegraph import options, output
+from sparsegraph.console import Screen
+from sparsegraph.errors import SparsegraphError, UsageError, message
+
+if TYPE_CHECKING:
+    from sparsegraph.runtime import InferenceSession
+
+_INTERRUPTED = 130  # the shell's code for SIGINT
+
+
+class _Commands(TyperGroup):
+    """Turns errors that a user can act on into one line and their exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SparsegraphError as error:
+            typer.echo(f"error: {_in_options(str(error))}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compile sparse neural networks ahead of time. Exit codes: 0 ok, 2 usage, "
+    "3 unsupported, 4 verification failed, 5 budget unreachable.",
+)
+
+Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+Artefact = Annotated[Path, typer.Argument(help="A compiled model.", show_default=False)]
+Shape = Annotated[
+    list[str] | None, typer.Option("--shape", help="An input's shape: name=1,3,224,224.")
+]
+Dim = Annotated[list[str] | None, typer.Option("--dim", help="A free dimension: batch=1.")]
+TargetName = Annotated[str, typer.Option("--target", help="A name that `targets` lists.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of one run.")]
+Json = Annotated[
+    str | None, typer.Option("--json", help="Also write JSON to this file; - is standard output.")
+]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write an HTML report.")]
+Skip = Annotated[list[str] | None, typer.Option("--skip", help="A pass to leave out.")]
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Verify against ONNX Runtime as we go.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="feed.npz, or name=array.npy; random values by default."),
+]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    shape: Shape = None,
+    dim: Dim = None,
+    target: TargetName = "native",
+    impose: Annotated[
+        float | None, typer.Option(help="What-if: this share of zeros in every prunable layer.")
+    ] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Tell zeros, patterns and masks per layer; which layers would win, and why others do not."""
+    from sparsegraph.capture import load
+    from sparsegraph.inspect import inspect as look
+
+    screen = _screen(json, html)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    found = look(captured, target, impose=impose)
+    what_if = ["what-if"] if impose is not None else []
+    screen.table(
+        f"Layers of {model.name} on {found.target}",
+        ["layer", "op", "weight", "zeros", "M MAC", "format", "speedup", *what_if, "stays dense"],
+        [
+            [
+                row.node,
+                row.op,
+                "x".join(map(str, row.shape)),
+                row.pattern,
+                None if row.macs is None else row.macs / 1e6,
+                row.format,
+                f"{row.speedup:.2f}",
+                *([f"{row.what_if_speedup:.2f}"] if impose is not None else []),
+                row.reason or row.what_if_reason,
+            ]
+            for row in found.layers
+        ],
+    )
+    if found.masks:
+        rows = [[m.node, m.value, m.kind, m.detail] for m in found.masks]
+        screen.table("Masks and gates", ["node", "value", "kind", "detail"], rows)
+    screen.say(found.summary())
+    screen.json(found.to_json())
+    if html is not None:
+        from sparsegraph import report
+
+        _wrote(screen, html, report.of_inspection(found, captured, model.name))
+
+
+@app.command()
+def prune(
+    model: Model,
+    recipe: Annotated[str, typer.Option(help="For instance wanda:0.6, sparsegpt:2:4.")],
+    to: Annotated[Path, typer.Option("--output", "-o", help="The pruned ONNX file.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+    ] = None,
+    shape: Shape = None,
+    dim: Dim = None,
+    json: Json = None,
+) -> None:
+    """Set weights to zero without training, guided by a few real inputs."""
+    from sparsegraph import graph
+    from sparsegraph.capture import load
+    from sparsegraph.prune import prune as run
+
+    screen = _screen(json, to)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    inputs = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
+    feeds = None if calibration is None else options.read_calibration(calibration, inputs)
+    with screen.progress() as report:
+        pruned = run(captured, recipe, feeds, progress=lambda done, n, _: report("prune", done, n))
+    output.write_model(to, pruned.model)
+    columns = ["layer", "weight", "zeros", "method", "output error", "note"]
+    rows = [
+        [r.node, "x".join(map(str, r.shape)), str(r.pattern), r.method, r.output_error, r.note]
+        for r in pruned.table
+    ]
+    rows += [[name, "", "", "left alone", None, why] for name, why in pruned.skipped]
+    footer = f"{1 - pruned.density:.1%} of the pruned layers' weights are zero; wrote {to}"
+    screen.table(f"Pruned with {recipe}", columns, rows, footer)
+    layers = [dict(zip(columns, row)) for row in rows]
+    screen.json({"recipe": recipe, "density": pruned.density, "layers": layers})
+
+
+@app.command()
+def optimize(
+    model: Model,
+    to: Annotated[Path, typer.Option("--output", "-o", help="The smaller ONNX file.")],
+    shape: Shape = None,
+    dim: Dim = None,
+    skip: Skip = None,
+    stop_after: Annotated[str | None, typer.Option(help="The last pass to run.")] = None,
+    fuel: Annotated[int | None, typer.Option(min=0, help="Rewrites allowed in all.")] = None,
+    dump: Annotated[Path | None, typer.Option(help="Keep every stage in this folder.")] = None,
+    check: Check = True,
+    json: Json = None,
+) -> None:
+    """Run the graph passes alone: ONNX in, smaller and faster ONNX out."""
+    from dataclasses import asdict
+
+    from sparsegraph import pipeline
+    from sparsegraph.capture import load
+
+    screen = _screen(json, to)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    records: list[pipeline.PassRecord] = []
+    with screen.progress() as report:
+
+        def on_pass(record: pipeline.PassRecord) -> None:
+            records.append(record)
+            report("passes", len(records), len(pipeline.PASSES))
+
+        done = pipeline.optimize(
+            captured, verify=check, skip=skip or (), stop_after=stop_after, fuel=fuel,
+            dump=dump, on_pass=on_pass,
+        )  # fmt: skip
+    output.write_model(to, done.model)
+    screen.table(
+        f"Passes on {model.name}",
+        ["pass", "applied", "declined", "nodes", "ms", "error", "first reason to decline"],
+        [
+            [
+                r.name,
+                r.n_applied,
+                len(r.declined),
+                f"{r.nodes_before} -> {r.nodes_after}",
+                r.ms,
+                None if r.max_rel_error is None else f"{r.max_rel_error:.0e}",
+                f"{r.declined[0].node}: {r.declined[0].reason}" if r.declined else "",
+            ]
+            for r in records
+            if r.n_applied or r.declined
+        ],
+        f"{len(captured.graph)} -> {len(done.model.graph)} nodes in {len(records)} steps; wrote {to}",
+    )
+    screen.json([asdict(r) for r in records])
+
+
+@app.command(name="compile")
+def compile_model(
+    model: Model,
+    to: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The artefact; model.sg by default.")
+    ] = None,
+    target: TargetName = "native",
+    threads: Threads = 1,
+    shape: Shape = None,
+    dim: Dim = None,
+    skip: Skip = None,
+    check: Check = True,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="Let ONNX Runtime run the rest.")
+    ] = True,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Compile a model for one machine and prove it against ONNX Runtime."""
+    from sparsegraph import explain
+    from sparsegraph.compile import compile as run
+    from sparsegraph.compile import load
+
+    screen = _screen(json, html)
+    start = time.perf_counter()
+    to = to or Path(model.with_suffix(".sg").name)
+    captured = load(model, shapes=options.shapes(shape or (), dim or ()))
+    with screen.progress() as report:
+        compiled = run(
+            captured, target, threads=threads, output=to, check=check, fallback=fallback,
+            skip=skip or (), progress=report,
+        )  # fmt: skip
+    manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
+    screen.table(f"{model.name} for {target}", explain.COLUMNS, explain.layers(manifest))
+    screen.say(explain.summary(manifest))
+    screen.say(f"wrote {to} in {time.perf_counter() - start:.1f} s")
+    screen.json(manifest)
+    if html is not None:
+        from sparsegraph import report as page
+
+        _wrote(screen, html, page.of_artefact(manifest, model.name, captured))
+
+
+@app.command()
+def run(
+    artefact: Artefact,
+    inputs: Inputs = None,
+    to: Annotated[Path | None, typer.Option("--output", "-o", help="An .npz of outputs.")] = None,
+    threads: Threads = 1,
+    json: Json = None,
+) -> None:
+    """Run a compiled model once."""
+    from sparsegraph.runtime import InferenceSession
+
+    screen = _screen(json, to)
+    session = InferenceSession(artefact, threads=threads)
+    feed = options.read_feed(inputs) if inputs else _random_feed(session)
+    start = time.perf_counter()
+    results = session.run(None, feed)
+    ms = (time.perf_counter() - start) * 1e3
+    names = [o.name for o in session.get_outputs()]
+    if to is not None:
+        output.write_arrays(to, dict(zip(names, results)))
+    columns = ["output", "type", "shape", "min", "mean", "max"]
+    rows = [
+        [name, str(a.dtype), "x".join(map(str, a.shape)), *_extent(a)]
+        for name, a in zip(names, results)
+    ]
+    screen.table(f"Outputs of {artefact.name}", columns, rows, f"one run: {ms:.2f} ms")
+    screen.json({"ms": ms, "outputs": [dict(zip(columns, row)) for row in rows]})
+
+
+@app.command()
+def bench(
+    path: Annotated[Path, typer.Argument(help="A compiled model or an ONNX file.")],
+    model: Annotated[
+        Path | None, typer.Option(help="What the artefact was compiled from; model.onnx beside it.")
+    ] = None,
+    inputs: Inputs = None,
+    threads: Threads = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of each engine.")] = 7,
+    shape: Shape = None,
+    dim: Dim = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Time a compiled model against ONNX Runtime dense, in alternating blocks of one process."""
+    from sparsegraph.bench import bench as measure
+
+    screen = _screen(json, html)
+    feed = options.read_feed(inputs) if inputs else None
+    with screen.progress() as report:
+        session, captured = _to_bench(
+            path, model, options.shapes(shape or (), dim or ()), threads, report
+        )
+        result = measure(session, captured, feed, threads=threads, rounds=rounds, progress=report)
+    rows = [
+        [", ".join(r.nodes) or "-", r.kernel, r.detail, r.ours_ms, r.dense_ms]
+        for r in sorted(result.layers, key=lambda r: -r.ours_ms)
+    ]
+    columns = ["nodes", "kernel", "detail", "ms", "ONNX Runtime ms"]
+    screen.table(f"Kernels of {path.name}, slowest first", columns, rows)
+    screen.say(str(result))
+    screen.json(result.to_json())
+    if html is not None:
+        from sparsegraph import report as page
+
+        _wrote(screen, html, page.of_artefact(session.manifest, path.name, captured, result))
+
+
+@app.command(name="targets")
+def list_targets(json: Json = None) -> None:
+    """List the machines that we compile for, and say what this one is."""
+    from sparsegraph import machine
+
+    screen = Screen(json)
+    rows = machine.targets()
+    screen.table(
+        "Targets",
+        ["name", "triple", "lanes", "registers", "L1 KiB", "L2 KiB", "features", "linker", "here"],
+        [
+            [
+                r.name, r.triple, r.lanes, r.n_registers, r.l1_bytes >> 10, r.l2_bytes >> 10,
+                ", ".join(r.features), r.linker or "none installed",
+                "native" if r.is_native else "runs" if r.runs_here else r.emulator or "no",
+            ]
+            for r in rows
+        ],
+        machine.describe(),
+    )  # fmt: skip
+    screen.json({"machine": machine.facts(), "targets": [vars(r) for r in rows]})
+
+
+@app.command()
+def demo(
+    recipe: Annotated[str, typer.Option(help="How to prune.")] = "",
+    threads: Threads = 1,
+    html: Annotated[Path, typer.Option(help="The report.")] = Path("sparsegraph-demo.html"),
+    to: Annotated[Path, typer.Option("--output", "-o")] = Path("minilm.sg"),
+    pairs: Annotated[int, typer.Option(min=20, help="Query and document pairs to score.")] = 200,
+    json: Json = None,
+) -> None:
+    """Prune, compile, prove and time a real sentence encoder on this machine."""
+    from sparsegraph import demo as job
+
+    screen = _screen(json, html)
+    with screen.progress() as report:
+        result = job.run(
+            recipe=recipe or job.RECIPE, threads=threads, pairs=pairs, output=to, progress=report
+        )
+    columns, rows = result.table()
+    screen.table("MiniLM-L6 sentence encoder, 128 tokens, real weights", columns, rows)
+    screen.say(result.summary())
+    screen.json(result.to_json())
+    _wrote(screen, html, result.html())
+
+
+def main() -> None:
+    """The `sparsegraph` command."""
+    app(prog_name="sparsegraph")
+
+
+def _in_options(text: str) -> str:
+    """An error text on one line, with the Python argument `shapes` written as options."""
+    line = " ".join(text.split())
+    return re.sub(
+        r"shapes=\{(.*)\}", r"--dim NAME=SIZE or --shape INPUT=SIZES for \1", line
+    ).replace(": ...", "")
+
+
+def _screen(json: str | None, *files: Path | None) -> Screen:
+    """The screen, once every file that the command will write is known to be writable."""
+    for file in files:
+        if file is not None:
+            output.check_writable(file)
+    return Screen(json)
+
+
+def _wrote(screen: Screen, path: Path, text: str) -> None:
+    output.write_text(path, text)
+    screen.say(f"report: {path}")
+
+
+def _to_bench(
+    path: Path,
+    model: Path | None,
+    shapes: dict[str, Any],
+    threads: int,
+    report: Any,
+) -> tuple[InferenceSession, Any]:
+    """The session of an artefact, or of an ONNX file that is compiled first, and its model."""
+    from sparsegraph.compile import compile as run
+    from sparsegraph.compile import load, model_digest
+    from sparsegraph.runtime import InferenceSession
+
+    if path.is_file():
+        captured = load(path, shapes=shapes)
+        compiled = run(captured, threads=threads, progress=report)
+        assert compiled.session is not None
+        return compiled.session, captured
+    session = InferenceSession(path, threads=threads)
+    source = model or path.with_suffix(".onnx")
+    if not source.is_file():
+        found, fix = f"no file '{source}'", "name it with --model"
+        raise UsageError(message("artefact", str(path), found, "its ONNX model", fix))
+    given = {i.name: tuple(i.shape) for i in session.get_inputs()}
+    captured = load(source, shapes=given)
+    if model_digest(captured) != session.manifest["model_sha256"]:
+        need, fix = "the model that was compiled", "name it with --model, or compile again"
+        raise UsageError(message("model", str(source), "another model", need, fix))
+    return session, captured
+
+
+def _random_feed(session: InferenceSession) -> options.Feeds:
+    """Standard normal floats; integers and booleans are ones, which every table and mask takes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    feed: options.Feeds = {}
+    for border in session.manifest["inputs"]:
+        shape, dtype = border["shape"], np.dtype(border["dtype"])
+        is_float = dtype.kind == "f"
+        values = rng.standard_normal(shape) if is_float else np.ones(shape)
+        feed[border["name"]] = values.astype(dtype)
+    return feed
+
+
+def _extent(array: Any) -> Sequence[object]:
+    if array.dtype.kind not in "fiub" or array.size == 0:
+        return [None, None, None]
+    return [float(array.min()), float(array.mean()), float(array.max())]

@@ -1,0 +1,79 @@
+"""A manifest in words: what became of each layer, what ONNX Runtime runs, how it was proven."""
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = ("layer", "op", "weight", "density", "format", "estimated speedup", "why not sparse")
+Manifest = Mapping[str, Any]
+
+
+def layers(manifest: Manifest) -> list[list[Any]]:
+    """One row per layer of the plan, then one per node that was left to ONNX Runtime."""
+    rows = [
+        [
+            layer["node"],
+            layer["op"],
+            "x".join(map(str, layer["weight"])),
+            layer["density"],
+            layer["format"],
+            1 / max(layer["estimate"], 1e-3),
+            why_dense(layer),
+        ]
+        for layer in manifest["layers"]
+    ]
+    for node, reason in fallbacks(manifest):
+        rows.append([node, "", "", None, "onnxruntime", None, reason])
+    return rows
+
+
+def fallbacks(manifest: Manifest) -> list[tuple[str, str]]:
+    """(node, reason) of everything that ONNX Runtime runs."""
+    segments = [s for s in manifest["segments"] if s["kind"] != "native"]
+    return [(node, s["reason"]) for s in segments for node in s["nodes"]]
+
+
+def why_dense(layer: Mapping[str, Any]) -> str:
+    """Why a layer of the plan is dense; empty if it is not."""
+    if layer["format"] != "dense":
+        return ""
+    if layer["density"] == 1:
+        return "no zeros"
+    return f"density {layer['density']:.2f} is above break-even {layer['break_even']:.2f}"
+
+
+def proof(manifest: Manifest) -> str:
+    """The verification record in words."""
+    record = manifest["verification"]
+    if not record.get("checked"):
+        return "outputs not checked"
+    error, n = record["max_rel_error"], record["feeds"]
+    return f"outputs within {error:.1e} of ONNX Runtime on {n} feeds"
+
+
+def weight_bytes(manifest: Manifest) -> int:
+    """Size of the weight file."""
+    return int(manifest["members"]["weights.bin"]["n_bytes"])
+
+
+def summary(manifest: Manifest) -> str:
+    """One line: size, kernels, fallback nodes, proof."""
+    native = [s for s in manifest["segments"] if s["kind"] == "native"]
+    kernels = {step["kernel"] for segment in native for step in segment["steps"]}
+    return (
+        f"{weight_bytes(manifest) / 1e6:.2f} MB of weights, {len(kernels)} kernels, "
+        f"{len(fallbacks(manifest))} nodes in ONNX Runtime, {proof(manifest)}"
+    )
+
+
+def text(manifest: Manifest) -> str:
+    """The table and the summary as plain text, columns lined up."""
+    cells = [list(COLUMNS), *[[_cell(value) for value in row] for row in layers(manifest)]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join([*lines, summary(manifest)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+"""What this machine is, and which targets it can build for and run."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sparsegraph import targets as known
+from sparsegraph.errors import UnsupportedError
+
+_TOOLS = ("sparsegraph", "onnxruntime", "onnx", "onnx-ir", "apache-tvm", "numpy")
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One target. `linker` and `emulator` are the installed commands, empty if there are none."""
+
+    name: str
+    triple: str
+    lanes: int
+    n_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    features: tuple[str, ...]
+    linker: str
+    emulator: str
+    runs_here: bool
+    is_native: bool
+
+
+def targets() -> list[TargetRow]:
+    """Every target, as this machine sees it."""
+    try:
+        native = known.native().name
+    except UnsupportedError:
+        native = ""
+    features = known.cpu_features()
+    return [
+        TargetRow(
+            name=t.name,
+            triple=t.triple,
+            lanes=t.lanes,
+            n_registers=t.n_registers,
+            l1_bytes=t.l1_bytes,
+            l2_bytes=t.l2_bytes,
+            features=t.features,
+            linker=next((c for c in t.linker if shutil.which(c)), ""),
+            emulator=next((c for c in t.emulator[:1] if shutil.which(c)), ""),
+            runs_here=t.arch == platform.machine() and features.issuperset(t.features),
+            is_native=t.name == native,
+        )
+        for t in known.KNOWN.values()
+    ]
+
+
+def facts() -> dict[str, object]:
+    """CPU, cores, system and tool versions, for reports."""
+    return {
+        "cpu": _cpu_name(),
+        "arch": platform.machine(),
+        "cores": _n_cores(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "tools": {name: _version(name) for name in _TOOLS},
+    }
+
+
+def describe() -> str:
+    """One line about this machine."""
+    native = next((t.name for t in targets() if t.is_native), "no target fits")
+    return f"This machine: {_cpu_name()}, {_n_cores()} cores; native is {native}."
+
+
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "CPU part"):
+            return value.strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

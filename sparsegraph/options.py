@@ -1,0 +1,114 @@
+"""Read the values of command-line options: shapes, feeds, calibration files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsegraph.errors import UsageError, message
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+
+
+def shapes(shape: Sequence[str], dim: Sequence[str]) -> dict[str, int | tuple[int, ...]]:
+    """`--shape x=1,3,224,224` and `--dim batch=1` as the `shapes` of `load` and `compile`.
+
+    Raises UsageError for text of another form.
+    """
+    found: dict[str, int | tuple[int, ...]] = {}
+    for text in shape:
+        name, sizes = _pair("--shape", text, "name=1,3,224,224")
+        found[name] = tuple(_size("--shape", text, s) for s in sizes.split(","))
+    for text in dim:
+        name, size = _pair("--dim", text, "batch=1")
+        found[name] = _size("--dim", text, size)
+    return found
+
+
+def read_feed(given: Sequence[str]) -> Feeds:
+    """Arrays by input name from `feed.npz` and `name=array.npy`.
+
+    Raises UsageError for files that are missing or hold something else.
+    """
+    found: Feeds = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if equals and path.endswith(".npy"):
+            found[name] = _read(Path(path))
+        else:
+            found |= dict(_read_archive(Path(text)))
+    return found
+
+
+def read_calibration(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> list[Feeds]:
+    """Feeds from an .npz file with one array per input, samples along the first axis.
+
+    `inputs` maps names to the static shapes that the model takes. An input of shape [b, ...] takes
+    arrays [n, b, ...], or [n * b, ...], which are cut into batches of b.
+    Raises UsageError when names, shapes or numbers of samples do not fit.
+    """
+    archive = _read_archive(path)
+    missing = sorted(inputs.keys() - archive.keys())
+    if missing:
+        found, need = ", ".join(sorted(archive)) or "no arrays", ", ".join(inputs)
+        fix = f"add an array named {missing[0]}"
+        raise UsageError(message("calibration", str(path), found, need, fix))
+    samples = {name: _samples(name, archive[name], shape) for name, shape in inputs.items()}
+    counts = {name: len(array) for name, array in samples.items()}
+    if len(set(counts.values())) > 1:
+        need, fix = "as many samples for every input", "save matching arrays"
+        raise UsageError(message("calibration", str(path), counts, need, fix))
+    n = next(iter(counts.values()), 0)
+    return [{name: array[i] for name, array in samples.items()} for i in range(n)]
+
+
+def _samples(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    if array.shape[1:] == shape:
+        return array
+    batch = shape[0] if shape else 1
+    if array.ndim == len(shape) and array.shape[1:] == shape[1:] and len(array) % batch == 0:
+        return array.reshape(-1, *shape)
+    need = f"[samples, {', '.join(map(str, shape))}]"
+    fix = "stack samples along a new first axis"
+    raise UsageError(message("calibration input", name, list(array.shape), need, fix))
+
+
+def _read_archive(path: Path) -> Feeds:
+    loaded = _load(path)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        fix = "save it with np.savez(file, name=array)"
+        raise UsageError(message("file", str(path), "one array", "an .npz file", fix))
+    with loaded:
+        return {name: loaded[name] for name in loaded.files}
+
+
+def _read(path: Path) -> Array:
+    loaded = _load(path)
+    if not isinstance(loaded, np.ndarray):
+        raise UsageError(message("file", str(path), "an .npz file", "an .npy file", "pass it bare"))
+    return loaded
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        found = getattr(error, "strerror", None) or "no NumPy data"
+        fix = "save it with np.savez(file, name=array)"
+        raise UsageError(message("file", str(path), found, "an .npz or .npy file", fix)) from error
+
+
+def _pair(option: str, text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not (name and equals and value):
+        raise UsageError(message(option, text, "another form", form, f"write {option} {form}"))
+    return name, value
+
+
+def _size(option: str, text: str, size: str) -> int:
+    if not size.strip().isdecimal() or int(size) < 1:
+        fix = "write positive whole numbers"
+        raise UsageError(message(option, text, f"'{size}'", "a size of at least 1", fix))
+    return int(size)
