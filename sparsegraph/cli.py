@@ -24,7 +24,7 @@ _INTERRUPTED = 130  # the shell's code for SIGINT
 class _Commands(TyperGroup):
     """Turns errors that a user can act on into one line and their exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except SparsegraphError as error:
@@ -112,7 +112,7 @@ def inspect(
     if html is not None:
         from sparsegraph import report
 
-        _wrote(screen, html, report.of_inspection(found, captured, model.name))
+        _wrote(screen, html, report.of_inspection(found, model.name))
 
 
 @app.command()
@@ -200,7 +200,7 @@ def optimize(
             for r in records
             if r.n_applied or r.declined
         ],
-        f"{len(captured.graph)} -> {len(done.model.graph)} nodes in {len(records)} steps; wrote {to}",
+        f"{len(captured.graph)} -> {len(done.model.graph)} nodes; wrote {to}",
     )
     screen.json([asdict(r) for r in records])
 
@@ -244,8 +244,10 @@ def compile_model(
     screen.json(manifest)
     if html is not None:
         from sparsegraph import report as page
+        from sparsegraph.inspect import inspect as look
 
-        _wrote(screen, html, page.of_artefact(manifest, model.name, captured))
+        found = look(captured, target)
+        _wrote(screen, html, page.of_artefact(manifest, model.name, found))
 
 
 @app.command()
@@ -311,8 +313,10 @@ def bench(
     screen.json(result.to_json())
     if html is not None:
         from sparsegraph import report as page
+        from sparsegraph.inspect import inspect as look
 
-        _wrote(screen, html, page.of_artefact(session.manifest, path.name, captured, result))
+        text = page.of_artefact(session.manifest, path.name, look(captured), result)
+        _wrote(screen, html, text)
 
 
 @app.command(name="targets")

@@ -8,9 +8,10 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import UsageError, message
@@ -20,6 +21,7 @@ from sparsegraph.passes.classify_masks import classify
 from sparsegraph.sparsity import WeightPattern, analyze
 from sparsegraph.targets.target import Target
 
+_GRID = (16, 32)  # cells of a picture
 _TILE_VECTORS = 4  # vectors of points that one tile of a usual layer holds
 
 
@@ -37,6 +39,7 @@ class LayerRow:
         speedup: estimated dense time / chosen time of this layer.
         reason: why it stays dense, empty if it does not.
         what_if_speedup, what_if_reason: the same after `impose`.
+        grid: a picture: share of non-zeros in each cell of the weight [outputs, inputs].
     """
 
     node: str
@@ -53,6 +56,7 @@ class LayerRow:
     reason: str
     what_if_speedup: float | None = None
     what_if_reason: str = ""
+    grid: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,10 @@ class Inspection:
         return _total(self.layers, [row.what_if_speedup or 1.0 for row in self.layers])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything above as plain data."""
+        """Everything above as plain data, without pictures."""
+        bare = replace(self, layers=tuple(replace(row, grid=()) for row in self.layers))
         return {
-            **asdict(self),
+            **asdict(bare),
             "n_weights": self.n_weights,
             "n_zero": self.n_zero,
             "macs": self.macs,
@@ -202,7 +207,21 @@ def _row(layer: Layer, target: Target, impose: float | None, skipped: dict[str, 
         reason=reason,
         what_if_speedup=what_if,
         what_if_reason=why,
+        grid=_grid(layer),
     )
+
+
+def _grid(layer: Layer) -> tuple[tuple[float, ...], ...]:
+    """The weight [outputs, inputs] as at most 16 x 32 cells, each its share of non-zeros."""
+    matrix = layer.matrix()
+    kept = (matrix != layer.zero()).reshape(matrix.shape[0], -1)
+    rows, columns = (
+        np.linspace(0, extent, min(extent, most), endpoint=False, dtype=np.int64)
+        for extent, most in zip(kept.shape, _GRID)
+    )
+    sums = np.add.reduceat(np.add.reduceat(kept, rows, axis=0, dtype=np.int64), columns, axis=1)
+    sizes = np.outer(np.diff(rows, append=len(kept)), np.diff(columns, append=kept.shape[1]))
+    return tuple(tuple(row) for row in (sums / sizes).round(3).tolist())
 
 
 def _gain(layer: Layer, density: float, target: Target) -> tuple[str, float, float]:
