@@ -74,9 +74,7 @@ def _slice_bounds(node: ir.Node, shape: Sequence[int]) -> tuple[list[int], list[
     given += [None] * (4 - len(given))
     starts = given[0] or ints_attribute(node, "starts")
     axes = given[2] or ints_attribute(node, "axes")
-    if starts is None or any(
-        v is not None and constant(v) is None for v in node.inputs[1:]
-    ):
+    if starts is None or any(v is not None and constant(v) is None for v in node.inputs[1:]):
         raise Declined("bounds that are not constant")
     axes = axes or tuple(range(len(starts)))
     steps = given[3] or (1,) * len(starts)
@@ -213,7 +211,9 @@ def lower_pad(b: Builder, node: ir.Node) -> None:
         if any(p < 0 for p in pads):
             raise Declined("negative padding")
         tables = [
-            movement.pad_table(n, pads[i], pads[i + rank], mode) if pads[i] + pads[i + rank] else None
+            movement.pad_table(n, pads[i], pads[i + rank], mode)
+            if pads[i] + pads[i + rank]
+            else None
             for i, n in enumerate(shape)
         ]
         call = movement.take(row.dtype, shape, tables)

@@ -91,7 +91,7 @@ def lower_linear(
 
 def lower_conv(b: Builder, node: ir.Node) -> None:
     """Convolution over one or two axes, any groups; depthwise has its own kernel."""
-    from sparsegraph.lower.spatial import lower_depthwise
+    from sparsegraph.lower.depthwise import lower_depthwise
 
     x, weight = node.inputs[0], constant(node.inputs[1])
     assert x is not None
