@@ -139,15 +139,15 @@ def label(tree: Tree | None) -> str:
     text = _spell(tree)
     if len(text) <= 32:
         return text
-    return f"{text[:20].rstrip('_')}_{hashlib.sha256(repr(tree).encode()).hexdigest()[:10]}"
+    return f"{text[:20].rstrip('_')}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def _spell(tree: Tree) -> str:
     if tree[0] == "arg":
         return f"a{tree[1]}"
     if tree[0] == "const":
-        signs = str.maketrans({"-": "m", ".": "p", "+": None})
-        return "c" + repr(tree[1]).translate(signs)
+        value = float(tree[1]) if float(tree[1]) == tree[1] else tree[1]  # 2 and 2.0 are one tree
+        return "c" + repr(value).translate(str.maketrans({"-": "m", ".": "p", "+": None}))
     if tree[0] == "type":
         return str(tree[1])
     count = str(len(tree) - 1) if len(tree) > 3 else ""
