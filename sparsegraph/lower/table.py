@@ -19,6 +19,7 @@ from sparsegraph.lower.movement import (
     lower_tile,
 )
 from sparsegraph.lower.normalize import lower_norm
+from sparsegraph.lower.pooling import lower_global_pool, lower_pool, lower_spatial_reduce
 from sparsegraph.lower.products import lower_conv, lower_gemm, lower_matmul
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
@@ -37,6 +38,11 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "ArgMax": lower_arg,
     "ArgMin": lower_arg,
     **{f"Reduce{op}": lower_reduce for op in REDUCTIONS},
+    **{f"Reduce{op}": lower_spatial_reduce for op in ("Mean", "Sum", "Max", "Min")},
+    "MaxPool": lower_pool,
+    "AveragePool": lower_pool,
+    "GlobalAveragePool": lower_global_pool,
+    "GlobalMaxPool": lower_global_pool,
     "Reshape": lower_reshape,
     "Flatten": lower_reshape,
     "Squeeze": lower_reshape,
