@@ -50,13 +50,13 @@ class Copy:
     def _emit(self, y: Expr, x: Expr, **a: Expr) -> None:
         lanes = self.lanes
         with loop(a["begin"], a["end"]) as item:
-            image, tile = bind(item // a["tiles"]), bind(item % a["tiles"])
+            image, tile = bind(emit.divide(item, a["tiles"])), bind(emit.modulo(item, a["tiles"]))
             to_tile = bind(image * a["y_image"] + tile * a["y_tile"])
             from_tile = bind(image * a["x_image"] + tile * a["x_tile"])
             valid = a["block"]
             if self.exact != "neither":
                 valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
-            vectors = bind(valid // lanes)
+            vectors = bind(emit.divide(valid, lanes))
             with loop(0, a["features"]) as c:
                 to, begin = bind(to_tile + c * a["y_row"]), bind(from_tile + c * a["x_row"])
                 with loop(0, vectors) as v:
@@ -79,10 +79,10 @@ class Copy:
 
 def zero_after(y: Expr, to: Expr, valid: Expr, block: Expr, lanes: int) -> None:
     """Zero points [valid, block) of a row; block is a multiple of lanes."""
-    first = bind((valid + lanes - 1) // lanes)
+    first = bind(emit.divide(valid + lanes - 1, lanes))
     with loop(valid, first * lanes) as i:
         store(y, const(0.0), to + i)
-    with loop(first, block // lanes) as v:
+    with loop(first, emit.divide(block, lanes)) as v:
         store(y, splat(const(0.0), lanes), to + v * lanes, lanes)
 
 
@@ -166,7 +166,7 @@ class _Turn:
     def run(self) -> None:
         a, f, t, lanes = self.a, self.f, self.t, self.lanes
         with loop(a["begin"], a["end"]) as item:
-            image, tile = bind(item // a["tiles"]), bind(item % a["tiles"])
+            image, tile = bind(emit.divide(item, a["tiles"])), bind(emit.modulo(item, a["tiles"]))
             panel = bind(image * a[f"{f}_image"] + tile * a[f"{f}_tile"])
             token = bind(image * a[f"{t}_image"] + tile * a["block"] * a[f"{t}_point"])
             valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
@@ -178,13 +178,13 @@ class _Turn:
 
     def groups(self, panel: Expr, token: Expr, valid: Expr) -> None:
         a, lanes = self.a, self.lanes
-        full = bind(valid // lanes)
-        steps = bind((a["features"] + lanes - 1) // lanes)
+        full = bind(emit.divide(valid, lanes))
+        steps = bind(emit.divide(a["features"] + lanes - 1, lanes))
         with loop(0, full) as g:
             row = bind(token + g * lanes * a[f"{self.t}_point"])
             with loop(0, steps) as s:
                 self.square(panel + g * lanes, row, s, None)
-        groups = a["block"] // lanes if self.to_feature else (valid + lanes - 1) // lanes
+        groups = emit.divide(a["block"] if self.to_feature else valid + lanes - 1, lanes)
         with loop(full, groups) as g:
             row = bind(token + g * lanes * a[f"{self.t}_point"])
             left = bind(emit.maximum(valid - g * lanes, const(0, "int32")))

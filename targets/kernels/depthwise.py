@@ -60,7 +60,7 @@ class _Emitter(Sweep):
         )
 
     def source(self, channel: Expr) -> Expr:
-        return channel // self.a["multiplier"]
+        return emit.divide(channel, self.a["multiplier"])
 
     def prepare(self, channel: Expr) -> None:
         kh, kw = self.window.kernel

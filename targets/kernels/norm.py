@@ -77,7 +77,7 @@ class _Panel:
     def run(self) -> None:
         a = self.a
         with loop(a["begin"], a["end"]) as item:
-            image, tile = bind(item // a["tiles"]), bind(item % a["tiles"])
+            image, tile = bind(emit.divide(item, a["tiles"])), bind(emit.modulo(item, a["tiles"]))
             panels = [n[:-6] for n in a if n.endswith("_image")]
             base = {p: bind(image * a[f"{p}_image"] + tile * a[f"{p}_tile"]) for p in panels}
             first = 0

@@ -9,12 +9,13 @@ borders of a frame are filled once per call. A result goes straight to a planar 
     frame[j][phase][q] = x[j - pad_top][q * stride_x + phase - pad_left], or the fill value
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparsegraph.targets import emit
-from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
+from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.kernels.convert import zero_after
 
@@ -72,25 +73,25 @@ class Window:
     def is_unrolled(self) -> bool:
         return self.kernel[0] * self.kernel[1] <= _UNROLLED
 
-    def frame(self, a: Any, largest: Callable[[Any, Any], Any]) -> "Frame":
+    def frame(self, a: Any, largest: Any = max, divide: Any = operator.floordiv) -> "Frame":
         """Extents of frame and flat plane; `a` maps size names to numbers or expressions."""
         lanes, step = self.lanes, self.stride[1]
         width = largest(a["out_width"], lanes) + (self.kernel[1] - 1) * self.dilation[1] // step
-        data = (a["width"] + a["pad_left"] + step - 1) // step
-        phase = (largest(width, data) + lanes - 1) // lanes * lanes + 2 * lanes
+        data = divide(a["width"] + a["pad_left"] + step - 1, step)
+        phase = divide(largest(width, data) + lanes - 1, lanes) * lanes + 2 * lanes
         out_rows = largest(a["out_height"], self.rows)
         rows = (out_rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-        flat = (out_rows * a["out_width"] + a["block"] + 2 * lanes + 15) // 16 * 16
+        flat = divide(out_rows * a["out_width"] + a["block"] + 2 * lanes + 15, 16) * 16
         return Frame(width, phase, rows, rows * step * phase + lanes, flat)
 
     def ahead(self, sizes: Sizes, l1_bytes: int) -> int:
         """Planes padded before the first is computed: a load soon after its store would wait."""
-        frame = self.frame(vars(sizes), max)
+        frame = self.frame(vars(sizes))
         return max(1, min(16, l1_bytes // 2 // (4 * int(frame.size + frame.flat))))
 
     def scratch_bytes(self, sizes: Sizes, ahead: int) -> int:
         """Scratch of one thread."""
-        frame = self.frame(vars(sizes), max)
+        frame = self.frame(vars(sizes))
         return 4 * ahead * int(frame.size + frame.flat)
 
 
@@ -144,14 +145,14 @@ class Sweep:
 
     def run(self) -> None:
         a = self.a
-        f = self.window.frame(a, _largest)
+        f = self.window.frame(a, _largest, emit.divide)
         self.frame = Frame(*(bind(v) for v in (f.width, f.phase, f.rows, f.size, f.flat)))
         self.row = bind(self.frame.phase * self.window.stride[1])
         self.points = bind(a["out_height"] * a["out_width"])
         self.flats = bind(a["ahead"] * self.frame.size)
-        with loop(0, (self.flats + self.lanes - 1) // self.lanes) as v:
+        with loop(0, self.vectors(self.flats)) as v:
             self.put(v * self.lanes, splat(const(self.fill), self.lanes))
-        with loop(0, (a["end"] - a["begin"] + a["ahead"] - 1) // a["ahead"]) as chunk:
+        with loop(0, emit.divide(a["end"] - a["begin"] + a["ahead"] - 1, a["ahead"])) as chunk:
             first = bind(a["begin"] + chunk * a["ahead"])
             n = bind(emit.minimum(a["ahead"], a["end"] - first))
             with loop(0, n) as i:
@@ -167,7 +168,8 @@ class Sweep:
 
     def place(self, item: Expr) -> tuple[Expr, Expr]:
         """Image and output channel."""
-        return bind(item // self.a["channels"]), bind(item % self.a["channels"])
+        channels = self.a["channels"]
+        return bind(emit.divide(item, channels)), bind(emit.modulo(item, channels))
 
     def copy_plane(self, item: Expr, frame: Expr) -> None:
         """Copy the rows of the input plane that the windows reach into the frame."""
@@ -175,20 +177,36 @@ class Sweep:
         image, channel = self.place(item)
         x = bind(image * a["x_image"] + self.source(channel) * a["x_row"])
         n = bind(emit.minimum(a["height"], self.frame.rows - a["pad_top"]))
-        copy = {1: self.copy_row, 2: self.split_row}.get(self.window.stride[1], self.pick_row)
+        to = bind(frame + a["pad_top"] * self.row)
+        if self.window.stride[1] == 1:
+            self.copy_rows(x, to, n)
+            return
+        copy = self.split_row if self.window.stride[1] == 2 else self.pick_row
         with loop(0, n) as j:
-            copy(bind(x + j * a["width"]), bind(frame + (a["pad_top"] + j) * self.row))
+            copy(bind(x + j * a["width"]), bind(to + j * self.row))
 
-    def copy_row(self, x: Expr, to: Expr) -> None:
-        """Stride 1. The last vector overlaps: nothing is written past the row."""
+    def copy_rows(self, x: Expr, to: Expr, n: Expr) -> None:
+        """Stride 1, 2 or 4 vectors at a time. The last ones overlap: nothing is written past a row.
+
+        Per vector a loop of its own takes twice as long (maps of 14 to 56 columns).
+        """
         a, lanes = self.a, self.lanes
-        at = bind(to + a["pad_left"])
-        with emit.choose(a["width"] >= lanes) as (then, otherwise):
-            with then, loop(0, (a["width"] + lanes - 1) // lanes) as v:
-                i = bind(emit.minimum(v * lanes, a["width"] - lanes))
-                self.put(at + i, load(a["x"], x + i, lanes))
-            with otherwise:
-                self.put(at, self.first(load(a["x"], x, lanes), a["width"]))
+        first = bind(to + a["pad_left"])
+        last = bind(a["width"] - lanes)
+        for group, fits in ((4, last > lanes), (2, emit.tirx.And(last >= 0, last <= lanes))):
+            with when(fits), loop(0, n) as j:
+                source, place = bind(x + j * a["width"]), bind(first + j * self.row)
+                with loop(0, self.vectors(a["width"], group)) as v:
+                    for i in range(group):
+                        start = bind(emit.minimum((v * group + i) * lanes, last))
+                        self.put(place + start, load(a["x"], source + start, lanes))
+        with when(last < 0), loop(0, n) as j:
+            vector = load(a["x"], x + j * a["width"], lanes)
+            self.put(first + j * self.row, self.first(vector, a["width"]))
+
+    def vectors(self, n: Expr, group: int = 1) -> Expr:
+        """Groups of vectors that cover n values."""
+        return emit.divide(n + (group * self.lanes - 1), group * self.lanes)
 
     def first(self, vector: Expr, n: Expr) -> Expr:
         """The first n lanes of `vector`, the fill value in the others."""
@@ -201,7 +219,7 @@ class Sweep:
         """Stride 2: even and odd columns by shuffles, then the right border again."""
         a, lanes = self.a, self.lanes
         at = [bind(to + self.phase_start(a["pad_left"] + odd)) for odd in (0, 1)]
-        with loop(0, (a["width"] + 2 * lanes - 1) // (2 * lanes)) as v:
+        with loop(0, self.vectors(a["width"], 2)) as v:
             i = bind(x + v * 2 * lanes)
             second = emit.minimum(i + lanes, x + a["width"] - 1)
             pair = [bind(load(a["x"], i, lanes)), bind(load(a["x"], second, lanes))]
@@ -209,22 +227,22 @@ class Sweep:
                 half = emit.shuffle(pair, range(odd, 2 * lanes, 2)) if lanes > 1 else pair[odd]
                 self.put(at[odd] + v * lanes, half)
         for phase in (0, 1):
-            start = bind((a["width"] + a["pad_left"] - phase + 1) // 2)
-            right = (self.frame.width - start + lanes - 1) // lanes
-            with loop(0, emit.maximum(right, const(0, "int32"))) as v:
+            start = bind(emit.divide(a["width"] + a["pad_left"] - phase + 1, 2))
+            right = emit.maximum(self.frame.width - start, const(0, "int32"))
+            with loop(0, self.vectors(right)) as v:
                 place = to + phase * self.frame.phase + start + v * lanes
                 self.put(place, splat(const(self.fill), lanes))
 
     def phase_start(self, column: Expr) -> Expr:
         """Where padded column `column` lies in a row of the frame, stride 2."""
-        return column % 2 * self.frame.phase + column // 2
+        return emit.modulo(column, 2) * self.frame.phase + emit.divide(column, 2)
 
     def pick_row(self, x: Expr, to: Expr) -> None:
         """Any stride, one value at a time."""
         step = self.window.stride[1]
         with loop(0, self.a["width"]) as i:
             column = bind(i + self.a["pad_left"])
-            place = to + column % step * self.frame.phase + column // step
+            place = to + emit.modulo(column, step) * self.frame.phase + emit.divide(column, step)
             store(self.a["scratch"], load(self.a["x"], x + i), place)
 
     def sweep(self, item: Expr, i: Expr) -> None:
@@ -241,11 +259,11 @@ class Sweep:
         zero = const(0, "int32")
         last_row = bind(emit.maximum(a["out_height"] - rows, zero))
         last_column = bind(emit.maximum(a["out_width"] - lanes, zero))
-        with loop(0, (a["out_height"] + rows - 1) // rows) as group:
+        with loop(0, emit.divide(a["out_height"] + rows - 1, rows)) as group:
             oy = bind(emit.minimum(group * rows, last_row))
             first = bind(frame + oy * self.window.stride[0] * self.row)
             to = bind(out + oy * a["out_width"])
-            with loop(0, (a["out_width"] + lanes - 1) // lanes) as v:
+            with loop(0, self.vectors(a["out_width"])) as v:
                 ox = bind(emit.minimum(v * lanes, last_column))
                 for r, value in enumerate(self.compute(bind(first + ox), oy, ox)):
                     place = to + r * a["out_width"] + ox
@@ -254,10 +272,9 @@ class Sweep:
                     else:
                         self.put(place, value)
         if self.direct:
-            tiles = (self.points + a["block"] - 1) // a["block"]
-            zero_after(a["y"], out, self.points, tiles * a["block"], lanes)
+            zero_after(a["y"], out, self.points, self.tiles() * a["block"], lanes)
             return
-        with loop(0, (a["block"] + lanes - 1) // lanes) as v:
+        with loop(0, self.vectors(a["block"])) as v:
             self.put(out + self.points + v * lanes, splat(const(0.0), lanes))
 
     def write(self, item: Expr, flat: Expr) -> None:
@@ -266,10 +283,10 @@ class Sweep:
         image, channel = self.place(item)
         to = bind(image * a["y_image"] + channel * a["y_row"])
         constants = self.constants(channel)
-        with loop(0, (self.points + a["block"] - 1) // a["block"]) as t:
+        with loop(0, self.tiles()) as t:
             begin, end = bind(flat + t * a["block"]), bind(to + t * a["y_tile"])
             sides = [self.side(i, image, channel, t) for i in range(len(self.operand_kinds))]
-            with loop(0, a["block"] // lanes) as v:
+            with loop(0, self.vectors(a["block"])) as v:
                 values = [bind(load(a["scratch"], begin + v * lanes, lanes))]
                 for i, kind in enumerate(self.operand_kinds):
                     if kind == "feature":
@@ -277,6 +294,10 @@ class Sweep:
                         continue
                     values.append(bind(load(a[f"o{i}"], sides[i] + v * lanes, lanes)))
                 store(a["y"], self.finish(values), end + v * lanes, lanes)
+
+    def tiles(self) -> Expr:
+        """Tiles of one output plane."""
+        return emit.divide(self.points + self.a["block"] - 1, self.a["block"])
 
     def side(self, i: int, image: Expr, channel: Expr, t: Expr) -> Expr:
         """Where tile t of the feature-major operand i starts."""
@@ -302,9 +323,9 @@ class Sweep:
     def tap(self, at: Expr, row: Expr | int, column: Expr | int) -> Expr:
         """The vector at frame row `row` (from the first tap) and padded column `column`."""
         step = self.window.stride[1]
-        place = at + row * self.row + column // step
+        place = at + row * self.row + _quotient(column, step)
         if step > 1:
-            place = place + column % step * self.frame.phase
+            place = place + (column - _quotient(column, step) * step) * self.frame.phase
         return load(self.a["scratch"], place, self.lanes)
 
     def input_rows(self) -> dict[int, list[tuple[int, int]]]:
@@ -331,6 +352,10 @@ class Sweep:
             for r in range(w.rows):
                 row = ky * w.dilation[0] + r * w.stride[0]
                 visit(number, r, bind(self.tap(at, row, kx * w.dilation[1])))
+
+
+def _quotient(a: Expr | int, b: int) -> Expr | int:
+    return a // b if isinstance(a, int) else emit.divide(a, b)
 
 
 def _largest(a: Expr, b: Any) -> Expr:
