@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -229,15 +229,10 @@ class _Owner:
 
     def of(self, name: str) -> str:
         """The node whose own or output name is the longest beginning of `name`, else `name`."""
-        while name and name not in self._names:
-            shorter = re.sub(r"[/_:.-][^/_:.-]*$", "", name)
-            if shorter == name:
+        found = name
+        while found not in self._names:
+            shorter = re.sub(r"[/_:.-][^/_:.-]*$", "", found)
+            if shorter == found:
                 return name
-            name = shorter
-        return self._names.get(name, name)
-
-
-def by_layer(rows: Sequence[LayerTime], nodes: Sequence[str]) -> dict[str, LayerTime]:
-    """The call that computes each of `nodes`."""
-    wanted = set(nodes)
-    return {node: row for row in rows for node in row.nodes if node in wanted}
+            found = shorter
+        return self._names[found]

@@ -1,0 +1,51 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+BATCH, INPUTS, HIDDEN, OUTPUTS = 64, 32, 64, 16
+UP_DENSITY = 0.1
+
+
+def perceptron() -> onnx.ModelProto:
+    """x [batch, 32] -> 64 units with 90 % zero weights, Relu -> 16 outputs with dense weights."""
+    rng = np.random.default_rng(7)
+    up = rng.standard_normal((INPUTS, HIDDEN), np.float32) / 8
+    up[rng.random(up.shape) >= UP_DENSITY] = 0
+    down = rng.standard_normal((HIDDEN, OUTPUTS), np.float32) / 8
+    nodes = [
+        helper.make_node("MatMul", ["x", "up.weight"], ["hidden"], "up"),
+        helper.make_node("Relu", ["hidden"], ["active"], "act"),
+        helper.make_node("MatMul", ["active", "down.weight"], ["y"], "down"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "perceptron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", OUTPUTS])],
+        [numpy_helper.from_array(up, "up.weight"), numpy_helper.from_array(down, "down.weight")],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=9)
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`perceptron` as a file, with its batch dimension free."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(perceptron(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def artefact(model_file: Path) -> Path:
+    """`perceptron` compiled for this machine with a batch of 64, beside its ONNX file."""
+    from sparsegraph.compile import compile
+
+    path = model_file.with_suffix(".sg")
+    compile(model_file, shapes={"batch": BATCH}, output=path)
+    return path
