@@ -16,6 +16,7 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Expr
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.kernels.operators import stored
+from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.target import Target
 
 CODES = {
@@ -220,12 +221,7 @@ class RowMap:
             value = stored(expression.emit(self.tree, operands, width))
             emit.store(a["y"], value, y + at, width)
 
-        vectors = emit.bind(emit.T.truncdiv(n, emit.const(lanes, "int32")))
-        with emit.loop(0, vectors) as v:
-            step(v * lanes, lanes)
-        done = emit.bind(vectors * lanes)
-        with emit.loop(0, emit.T.bitwise_and(n, emit.const(lanes - 1, "int32"))) as rest:
-            step(done + rest, 1)
+        each_vector(n, lanes, step)
 
 
 class RowCall(NamedTuple):

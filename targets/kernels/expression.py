@@ -147,7 +147,7 @@ def _spell(tree: Tree) -> str:
         return f"a{tree[1]}"
     if tree[0] == "const":
         value = float(tree[1]) if float(tree[1]) == tree[1] else tree[1]  # 2 and 2.0 are one tree
-        return "c" + repr(value).translate(str.maketrans({"-": "m", ".": "p", "+": None}))
+        return "c" + repr(value).replace("-", "m").replace(".", "p").replace("+", "")
     if tree[0] == "type":
         return str(tree[1])
     count = str(len(tree) - 1) if len(tree) > 3 else ""

@@ -14,6 +14,7 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Expr, T
 from sparsegraph.targets.kernels.convert import transpose as turn
+from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -95,23 +96,14 @@ class Move:
         """One innermost run."""
         n, y, x = a["inner"], a["y"], a["x"]
         if self.inner == "run":
-            _each(n, lanes, lambda i, w: emit.store(y, emit.load(x, at + i, w), to + i, w))
+            each_vector(n, lanes, lambda i, w: emit.store(y, emit.load(x, at + i, w), to + i, w))
         elif self.inner == "repeat":
             value = emit.bind(emit.load(x, at))
-            _each(n, lanes, lambda i, w: emit.store(y, emit.splat(value, w), to + i, w))
+            each_vector(n, lanes, lambda i, w: emit.store(y, emit.splat(value, w), to + i, w))
         else:
             with emit.loop(0, n) as i:
                 step = emit.load(a["t_in"], i) if self.inner == "table" else i * a["x_in"]
                 emit.store(y, emit.load(x, at + step), to + i * a["y_in"])
-
-
-def _each(n: Expr, lanes: int, visit: Any) -> None:
-    """visit(position, width): whole vectors, then single elements."""
-    vectors = emit.bind(T.truncdiv(n, emit.const(lanes, "int32")))
-    with emit.loop(0, vectors) as v:
-        visit(v * lanes, lanes)
-    with emit.loop(0, T.bitwise_and(n, emit.const(lanes - 1, "int32"))) as rest:
-        visit(vectors * lanes + rest, 1)
 
 
 def _turned(a: dict[str, Expr], y: Expr, x: Expr, lanes: int) -> None:
@@ -179,7 +171,7 @@ class GatherRows:
                 for k in range(self.depth):
                     at = at + _wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"]
                 at, to = emit.bind(at), emit.bind(item * inner)
-                _each(
+                each_vector(
                     inner,
                     target.lanes,
                     lambda i, w: emit.store(y, emit.load(x, at + i, w), to + i, w),

@@ -4,7 +4,7 @@ Every value is seen as [outer, n, inner] and reduced over n (`collapse_axes`). W
 (`rows`) vectors run along n in four accumulators, joined at the end; otherwise (`columns`)
 vectors run along inner. Either way partial results of 128 steps are added up, so that rounding
 errors grow with n/128 and not with n. Items: outer for rows, and
-outer * ceil(inner / (4 lanes)) for columns; `items` counts them.
+outer * ceil(inner / (8 lanes)) for columns; `items` counts them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,10 @@ from sparsegraph.targets.emit import Expr, T
 from sparsegraph.targets.kernels import math
 from sparsegraph.targets.kernels.math import cast, hold, like, select, type_of
 from sparsegraph.targets.kernels.operators import larger, smaller
+from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.target import Target
 
-GROUP = 4  # vectors of one item of a column reduction: two cache lines with 8 lanes
+GROUP = 8  # vectors of one item of a column reduction: four cache lines with 8 lanes
 BLOCK = 128  # steps along the axis per partial result
 Fold = Callable[[Expr, Expr], Expr]
 Load = Callable[[Expr, int], Expr]  # (position along the axis, lanes) -> value
@@ -99,15 +100,6 @@ def _cell(fold: str, dtype: str, lanes: int) -> emit.Cell:
     return cell
 
 
-def each_in_row(n: Expr, lanes: int, visit: Callable[[Expr, int], None]) -> None:
-    """visit(position, width) over [0, n): whole vectors, then single elements."""
-    vectors = emit.bind(T.truncdiv(n, emit.const(lanes, "int32")))
-    with emit.loop(0, vectors) as v:
-        visit(v * lanes, lanes)
-    with emit.loop(0, T.bitwise_and(n, emit.const(lanes - 1, "int32"))) as rest:
-        visit(vectors * lanes + rest, 1)
-
-
 def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int) -> Expr:
     """The fold of load(0..n-1), with four vectors of partial results."""
     step, cells = FOLDS[fold], [_cell(fold, dtype, lanes) for _ in range(4)]
@@ -128,7 +120,7 @@ def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int) -> Expr:
         cell = cells[0] if width == lanes else last
         cell.set(step(cell.get(), load(done + at, width)))
 
-    each_in_row(emit.bind(n - done), lanes, rest)
+    each_vector(emit.bind(n - done), lanes, rest)
     pairs = [hold(step(cells[i].get(), cells[i + 2].get())) for i in range(2)]
     return hold(step(_across(hold(step(*pairs)), step), last.get()))
 
@@ -176,7 +168,7 @@ def each_column(begin: Expr, end: Expr, inner: Expr, lanes: int, visit: ColumnVi
             with full:
                 visit(outer, first, GROUP, lanes)
             with part:
-                each_in_row(count, lanes, lambda at, w: visit(outer, emit.bind(first + at), 1, w))
+                each_vector(count, lanes, lambda at, w: visit(outer, emit.bind(first + at), 1, w))
 
 
 # ---------------------------------------------------------------- kernels
@@ -300,7 +292,7 @@ def _shifted_exp(load: Load, peak: Expr) -> Load:
 
     def at(k: Expr, w: int) -> Expr:
         shift = peak if type_of(peak)[1] == w else emit.splat(peak, w)
-        return hold(math.exp(hold(load(k, w) - shift)))
+        return hold(math.exp_normal(hold(load(k, w) - shift)))
 
     return at
 
@@ -348,7 +340,7 @@ class Softmax:
                 total = fold_row(n, self._kept(load, peak, keep), "sum", "float32", lanes)
                 scale = self._scale(total)
                 again: Load = lambda k, w: hold(emit.load(y, start + k, w))  # noqa: E731
-                each_in_row(n, lanes, lambda k, w: keep(k, self._result(again(k, w), scale), w))
+                each_vector(n, lanes, lambda k, w: keep(k, self._result(again(k, w), scale), w))
 
         def columns(y: Expr, x: Expr, n: Expr, inner: Expr, begin: Expr, end: Expr) -> None:
             def visit(o: Expr, column: Expr, vectors: int, width: int) -> None:
@@ -374,7 +366,7 @@ class Softmax:
         def at(k: Expr, w: int) -> Expr:
             shift = peak if type_of(peak)[1] == w else emit.splat(peak, w)
             shifted = hold(load(k, w) - shift)
-            power = hold(math.exp(shifted))
+            power = hold(math.exp_normal(shifted))
             keep(k, shifted if self.is_log else power, w)
             return power
 
@@ -442,7 +434,7 @@ class RowNorm:
                         value = value + emit.load(bias, k, w)
                     emit.store(y, value, start + k, w)
 
-                each_in_row(n, lanes, finish)
+                each_vector(n, lanes, finish)
 
         return emit_body
 

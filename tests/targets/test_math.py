@@ -16,12 +16,12 @@ BOUNDS = {
     "Log": (3e-7, 0),
     "Tanh": (5e-7, 1e-45),
     "Erf": (5e-7, 1.5e-45),
-    "Sigmoid": (5e-7, 4e-39),
+    "Sigmoid": (5e-7, 5e-39),
     "Gelu": (3e-7, 1e-6),
     "GeluTanh": (3e-7, 1e-6),
     "Softplus": (3e-7, 2e-7),
     "Mish": (1e-6, 2e-43),
-    "Swish": (6e-7, 4e-37),
+    "Swish": (6e-7, 5e-37),
 }
 KERNELS = [
     *(Apply((op, A), lanes, ("float32",)) for op in BOUNDS for lanes in LANES),
