@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph.errors import UsageError, message
 from sparsegraph.runtime import InferenceSession
 
 Array = np.ndarray[Any, Any]
@@ -124,6 +125,43 @@ def bench(
         n_calls=sum(map(len, blocks["ours"])),
         layers=tuple(layers),
     )
+
+
+def prepare(
+    path: Path,
+    model: Path | None,
+    shapes: Mapping[str, int | Sequence[int]],
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> tuple[InferenceSession, ir.Model]:
+    """What `bench` compares: an artefact with the model that it was compiled from.
+
+    Args:
+        path: an artefact, or an ONNX file, which is compiled for this machine first.
+        model: the artefact's ONNX file; the one of the same name beside it by default.
+        shapes: free dimensions of an ONNX file; an artefact knows its own.
+
+    Raises:
+        UsageError: no artefact, or no ONNX file whose hash is in its manifest.
+    """
+    from sparsegraph.compile import compile, load, model_digest
+
+    if path.is_file():
+        captured = load(path, shapes=shapes)
+        compiled = compile(captured, threads=threads, progress=progress)
+        assert compiled.session is not None
+        return compiled.session, captured
+    session = InferenceSession(path, threads=threads)
+    source = model or path.with_suffix(".onnx")
+    if not source.is_file():
+        found, fix = f"no file '{source}'", "name it with --model"
+        raise UsageError(message("artefact", str(path), found, "its ONNX model", fix))
+    captured = load(source, shapes={i.name: tuple(i.shape) for i in session.get_inputs()})
+    if model_digest(captured) != session.manifest["model_sha256"]:
+        need, fix = "the model that was compiled", "name it with --model, or compile again"
+        raise UsageError(message("model", str(source), "another model", need, fix))
+    return session, captured
 
 
 def _interleave(

@@ -2,68 +2,41 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from sparsegraph import options, output
+from sparsegraph.command import (
+    Artefact,
+    Check,
+    Commands,
+    Dim,
+    Html,
+    Inputs,
+    Json,
+    Model,
+    Shape,
+    Skip,
+    TargetName,
+    Threads,
+)
 from sparsegraph.console import Screen
-from sparsegraph.errors import SparsegraphError, UsageError, message
 
 if TYPE_CHECKING:
     from sparsegraph.runtime import InferenceSession
 
-_INTERRUPTED = 130  # the shell's code for SIGINT
-
-
-class _Commands(TyperGroup):
-    """Turns errors that a user can act on into one line and their exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SparsegraphError as error:
-            typer.echo(f"error: {_in_options(str(error))}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Compile sparse neural networks ahead of time. Exit codes: 0 ok, 2 usage, "
     "3 unsupported, 4 verification failed, 5 budget unreachable.",
 )
-
-Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-Artefact = Annotated[Path, typer.Argument(help="A compiled model.", show_default=False)]
-Shape = Annotated[
-    list[str] | None, typer.Option("--shape", help="An input's shape: name=1,3,224,224.")
-]
-Dim = Annotated[list[str] | None, typer.Option("--dim", help="A free dimension: batch=1.")]
-TargetName = Annotated[str, typer.Option("--target", help="A name that `targets` lists.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of one run.")]
-Json = Annotated[
-    str | None, typer.Option("--json", help="Also write JSON to this file; - is standard output.")
-]
-Html = Annotated[Path | None, typer.Option("--html", help="Also write an HTML report.")]
-Skip = Annotated[list[str] | None, typer.Option("--skip", help="A pass to leave out.")]
-Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Verify against ONNX Runtime as we go.")
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="feed.npz, or name=array.npy; random values by default."),
-]
 
 
 @app.command()
@@ -85,28 +58,11 @@ def inspect(
     screen = _screen(json, html)
     captured = load(model, options.shapes(shape or (), dim or ()))
     found = look(captured, target, impose=impose)
-    what_if = ["what-if"] if impose is not None else []
-    screen.table(
-        f"Layers of {model.name} on {found.target}",
-        ["layer", "op", "weight", "zeros", "M MAC", "format", "speedup", *what_if, "stays dense"],
-        [
-            [
-                row.node,
-                row.op,
-                "x".join(map(str, row.shape)),
-                row.pattern,
-                None if row.macs is None else row.macs / 1e6,
-                row.format,
-                f"{row.speedup:.2f}",
-                *([f"{row.what_if_speedup:.2f}"] if impose is not None else []),
-                row.reason or row.what_if_reason,
-            ]
-            for row in found.layers
-        ],
-    )
+    columns, rows = found.table()
+    screen.table(f"Layers of {model.name} on {found.target}", columns, rows)
     if found.masks:
-        rows = [[m.node, m.value, m.kind, m.detail] for m in found.masks]
-        screen.table("Masks and gates", ["node", "value", "kind", "detail"], rows)
+        masks = [[m.node, m.value, m.kind, m.detail] for m in found.masks]
+        screen.table("Masks and gates", ["node", "value", "kind", "detail"], masks)
     screen.say(found.summary())
     screen.json(found.to_json())
     if html is not None:
@@ -231,6 +187,7 @@ def compile_model(
     screen = _screen(json, html)
     start = time.perf_counter()
     to = to or Path(model.with_suffix(".sg").name)
+    output.check_folder(to)
     captured = load(model, shapes=options.shapes(shape or (), dim or ()))
     with screen.progress() as report:
         compiled = run(
@@ -295,13 +252,13 @@ def bench(
 ) -> None:
     """Time a compiled model against ONNX Runtime dense, in alternating blocks of one process."""
     from sparsegraph.bench import bench as measure
+    from sparsegraph.bench import prepare
 
     screen = _screen(json, html)
     feed = options.read_feed(inputs) if inputs else None
     with screen.progress() as report:
-        session, captured = _to_bench(
-            path, model, options.shapes(shape or (), dim or ()), threads, report
-        )
+        given = options.shapes(shape or (), dim or ())
+        session, captured = prepare(path, model, given, threads=threads, progress=report)
         result = measure(session, captured, feed, threads=threads, rounds=rounds, progress=report)
     rows = [
         [", ".join(r.nodes) or "-", r.kernel, r.detail, r.ours_ms, r.dense_ms]
@@ -355,6 +312,7 @@ def demo(
     from sparsegraph import demo as job
 
     screen = _screen(json, html)
+    output.check_folder(to)
     with screen.progress() as report:
         result = job.run(
             recipe=recipe or job.RECIPE, threads=threads, pairs=pairs, output=to, progress=report
@@ -371,14 +329,6 @@ def main() -> None:
     app(prog_name="sparsegraph")
 
 
-def _in_options(text: str) -> str:
-    """An error text on one line, with the Python argument `shapes` written as options."""
-    line = " ".join(text.split())
-    return re.sub(
-        r"shapes=\{(.*)\}", r"--dim NAME=SIZE or --shape INPUT=SIZES for \1", line
-    ).replace(": ...", "")
-
-
 def _screen(json: str | None, *files: Path | None) -> Screen:
     """The screen, once every file that the command will write is known to be writable."""
     for file in files:
@@ -390,36 +340,6 @@ def _screen(json: str | None, *files: Path | None) -> Screen:
 def _wrote(screen: Screen, path: Path, text: str) -> None:
     output.write_text(path, text)
     screen.say(f"report: {path}")
-
-
-def _to_bench(
-    path: Path,
-    model: Path | None,
-    shapes: dict[str, Any],
-    threads: int,
-    report: Any,
-) -> tuple[InferenceSession, Any]:
-    """The session of an artefact, or of an ONNX file that is compiled first, and its model."""
-    from sparsegraph.compile import compile as run
-    from sparsegraph.compile import load, model_digest
-    from sparsegraph.runtime import InferenceSession
-
-    if path.is_file():
-        captured = load(path, shapes=shapes)
-        compiled = run(captured, threads=threads, progress=report)
-        assert compiled.session is not None
-        return compiled.session, captured
-    session = InferenceSession(path, threads=threads)
-    source = model or path.with_suffix(".onnx")
-    if not source.is_file():
-        found, fix = f"no file '{source}'", "name it with --model"
-        raise UsageError(message("artefact", str(path), found, "its ONNX model", fix))
-    given = {i.name: tuple(i.shape) for i in session.get_inputs()}
-    captured = load(source, shapes=given)
-    if model_digest(captured) != session.manifest["model_sha256"]:
-        need, fix = "the model that was compiled", "name it with --model, or compile again"
-        raise UsageError(message("model", str(source), "another model", need, fix))
-    return session, captured
 
 
 def _random_feed(session: InferenceSession) -> options.Feeds:

@@ -5,6 +5,7 @@ Every figure is measured by the run that prints it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -45,6 +46,12 @@ class DemoResult:
     path: str
     seconds: Mapping[str, float]
 
+    @property
+    def standard_error(self) -> float:
+        """Of the share of right answers, from the number of queries."""
+        share = self.dense.recall_at_1
+        return math.sqrt(share * (1 - share) / self.n_pairs)
+
     def table(self) -> tuple[list[str], list[list[object]]]:
         """(columns, rows): before, after, change."""
         a, b, timed = self.dense, self.pruned, self.timed
@@ -68,7 +75,8 @@ class DemoResult:
         return "\n".join(
             [
                 f"Quality: {self.n_pairs} queries against {self.n_pairs} documents from this "
-                "Python's own docstrings, none of them used for pruning.",
+                "Python's own docstrings, none of them used for pruning; the standard error of "
+                f"one share is {self.standard_error:.1%}.",
                 f"Proof: {explain.proof(self.manifest)}.",
                 f"Time: {stages}.",
                 f"artefact: {self.path}",

@@ -117,6 +117,27 @@ class Inspection:
             "what_if_speedup": self.what_if_speedup,
         }
 
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """(columns, rows): one row per layer; speedups are estimates."""
+        what_if = ["what-if"] if self.imposed is not None else []
+        columns = ["layer", "op", "weight", "zeros", "density", "M MAC", "format", "speedup"]
+        rows: list[list[object]] = [
+            [
+                row.node,
+                row.op,
+                "x".join(map(str, row.shape)),
+                row.pattern,
+                row.density,
+                None if row.macs is None else row.macs / 1e6,
+                row.format,
+                row.speedup,
+                *([row.what_if_speedup] if what_if else []),
+                row.reason or row.what_if_reason,
+            ]
+            for row in self.layers
+        ]
+        return [*columns, *what_if, "stays dense"], rows
+
     def summary(self) -> str:
         """Two or three lines that answer the question."""
         share = self.n_zero / max(self.n_weights, 1)

@@ -42,10 +42,15 @@ def write_model(path: Path, model: ir.Model) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Fail before long work: raises UsageError when `path` could not be written."""
-    folder = path.parent
+    """Fail before long work: raises UsageError when the file `path` could not be written."""
     if path.is_dir():
         raise _refused(path, "a folder", "a file name")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises UsageError when nothing can be written beside `path`."""
+    folder = path.parent
     if not folder.is_dir():
         raise _refused(path, f"no folder '{folder}'", "an existing folder")
     if not os.access(folder, os.W_OK):

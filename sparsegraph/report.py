@@ -128,20 +128,9 @@ def pictures(rows: Sequence[LayerRow]) -> list[tuple[str, str, str]]:
 
 
 def _inspected(found: Inspection) -> Table:
-    columns = ["layer", "op", "weight", "zeros", "density", "M MAC", "format", "speedup"]
-    columns += ["what-if", "stays dense"] if found.imposed is not None else ["stays dense"]
-    rows = []
-    for row in found.layers:
-        macs = None if row.macs is None else row.macs / 1e6
-        cells = [row.node, row.op, _shape(row.shape), row.pattern, row.density, macs, row.format]
-        cells.append(row.speedup)
-        if found.imposed is not None:
-            cells.append(row.what_if_speedup)
-        rows.append([*cells, row.reason or row.what_if_reason])
-    note = f"Break-even density on {found.target}: " + ", ".join(
-        sorted({f"{row.break_even:.2f}" for row in found.layers})
-    )
-    return Table("Layers", columns, rows, note)
+    edges = sorted({f"{row.break_even:.2f}" for row in found.layers})
+    note = f"Break-even density on {found.target}: {', '.join(edges)}"
+    return Table("Layers", *found.table(), note)
 
 
 def _layers(manifest: Mapping[str, Any], found: Inspection | None, timed: Bench | None) -> Table:
