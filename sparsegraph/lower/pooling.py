@@ -1,5 +1,7 @@
 """Pooling: windows over maps, whole maps, and reductions over all points of a value."""
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -80,7 +82,7 @@ def _step_windows(
         shares = share_of_windows(width, out[1], *steps[1], (left, right), counts)
         spare = np.zeros(lanes, np.float32)
         args.append(b.weight(f"{node.name}.column_share", np.append(shares, spare)))
-    args.append(Scratch(spec.scratch_bytes(row_size, to.fm.tiles, to.fm.block)))
+    args.append(Scratch(spec.scratch_bytes(row_size, out[1], to.fm.block)))
     detail = f"{window.kernel[0]}x{window.kernel[1]}, {out[0]}x{out[1]} windows"
     b.step(spec, args, x.fm.images * x.fm.features, [node], detail=detail)
 
@@ -122,7 +124,7 @@ def _reduces_points(node: ir.Node, shape: tuple[int, ...], layout: FeatureMajor)
     images = [i for i in range(len(shape)) if i not in reduced and i != layout.axis]
     if layout.axis in reduced or max(images, default=-1) > min(*reduced, layout.axis):
         return False
-    return int(np.prod([shape[i] for i in images], dtype=np.int64)) == layout.images
+    return math.prod(shape[i] for i in images) == layout.images
 
 
 def _step_global(b: Builder, node: ir.Node, x: Stored, kind: str, scale: float) -> None:

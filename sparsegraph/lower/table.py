@@ -23,6 +23,8 @@ from sparsegraph.lower.pooling import lower_global_pool, lower_pool, lower_spati
 from sparsegraph.lower.products import lower_conv, lower_gemm, lower_matmul
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
+from sparsegraph.lower.resize import lower_resize
+from sparsegraph.lower.transposed import lower_conv_transpose, lower_depth_to_space
 from sparsegraph.lower.views import lower_reshape, lower_transpose
 from sparsegraph.targets.kernels.reduce import REDUCTIONS
 
@@ -43,6 +45,9 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "AveragePool": lower_pool,
     "GlobalAveragePool": lower_global_pool,
     "GlobalMaxPool": lower_global_pool,
+    "Resize": lower_resize,
+    "Upsample": lower_resize,
+    "ConvTranspose": lower_conv_transpose,
     "Reshape": lower_reshape,
     "Flatten": lower_reshape,
     "Squeeze": lower_reshape,
@@ -57,7 +62,7 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Pad": lower_pad,
     "Expand": lower_expand,
     "Tile": lower_tile,
-    "DepthToSpace": lower_depth_space,
+    "DepthToSpace": lower_depth_to_space,
     "SpaceToDepth": lower_depth_space,
     **{op: lower_elementwise for op in sorted(ELEMENTWISE)},
 }

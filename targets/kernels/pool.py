@@ -74,9 +74,9 @@ class Pool:
         read += (self.kernel[1] - 1) * self.dilation
         return -(-(max(read, left + width) + 4 * self.lanes) // 16) * 16
 
-    def scratch_bytes(self, row_size: int, tiles: int, block: int) -> int:
-        """Two padded rows and one result plane."""
-        return 4 * (2 * row_size + plane.plane_elements(tiles, block))
+    def scratch_bytes(self, row_size: int, width_out: int, block: int) -> int:
+        """Two padded rows and the window on the result."""
+        return 4 * (2 * row_size + plane.window_elements(width_out, block))
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Windows(self, args).run()
@@ -91,16 +91,17 @@ class _Windows:
     def run(self) -> None:
         a, lanes = self.a, self.spec.lanes
         self.start = bind(splat(const(neutral(self.spec.kind)), lanes))
-        result = bind(2 * a["row_size"])
+        window = bind(2 * a["row_size"])
         with loop(0, divide(a["left"] + (lanes - 1), lanes)) as v:
             store(a["scratch"], self.start, v * lanes, lanes)
         with loop(a["begin"], a["end"]) as item:
-            to, source = plane.operands(a, item)
+            result = plane.Plane(a, item, window, lanes)
             with loop(0, a["height_out"]) as row:
-                first = bind(source + load(a["rows"], 2 * row))
+                first = bind(result.source + load(a["rows"], 2 * row))
                 self.fold_rows(first, bind(load(a["rows"], 2 * row + 1)))
-                self.fold_columns(bind(result + row * a["width_out"]), row)
-            plane.flush(a, result, to, lanes)
+                self.fold_columns(result.row(row), row)
+                result.end_row(row)
+            result.end()
 
     def fold_rows(self, first: Expr, count: Expr) -> None:
         """Fold `count` input rows from `first` into the padded row."""

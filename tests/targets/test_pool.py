@@ -11,7 +11,7 @@ from sparsegraph.targets.target import Target
 
 from sparsegraph import targets
 
-SIZES = [(1, 1, 1, 1), (1, 2, 9, 9), (2, 3, 12, 13), (1, 1, 7, 40), (1, 5, 31, 17)]
+SIZES = [(1, 1, 1, 1), (1, 2, 9, 9), (2, 3, 12, 13), (1, 1, 7, 40), (1, 5, 31, 17), (1, 2, 160, 67)]
 EPSILON = 2.0**-24
 
 
@@ -60,7 +60,9 @@ def run(
                                   (pads[1], pads[3]), counts),
         ]  # fmt: skip
         shares = [host.aligned(np.append(s, np.ones(16, np.float32))) for s in shares]
-    scratch = host.aligned(np.full(spec.scratch_bytes(row_size, to.tiles, to.block), np.nan, "f4"))
+    scratch = host.aligned(
+        np.full(spec.scratch_bytes(row_size, out[1], to.block) // 4, np.nan, "f4")
+    )
     library.call(
         spec, y[to.offset :], to.image, to.tile, to.row, flat, source.image, source.row, features,
         width, *out, to.tiles, to.block, dilation_y * width, pads[1], right, row_size,
