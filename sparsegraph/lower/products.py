@@ -220,7 +220,10 @@ def step_product(
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
     row = -(-(y.block + lanes) // 16) * 16 if step is not None else x.fm.row
-    choice = choose(density, vectors, columns, target, taps=taps, row=min(row, y.block + 16))
+    choice = choose(
+        density, vectors, columns, target,
+        taps=taps, row=min(row, y.block + 16), is_gathered=step is not None,
+    )  # fmt: skip
     tree = None if region is None or not region.nodes else region.tree
     kernel = Product(
         choice.weight, choice.group, choice.split, lanes, step, tree,
@@ -244,7 +247,7 @@ def step_product(
     if step is not None and window is not None:
         moves, starts = segments(window, x.fm, y, lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
-        args += [taps, b.weight(f"{name}.segments", moves), b.weight(f"{name}.starts", starts)]
+        args += [kernel.panel_row, taps, b.weight(f"{name}.segments", moves), b.weight(f"{name}.starts", starts)]
     if region:
         for value, kind in zip(region.operands, region.kinds):
             args += operand(b, value, kind, to)

@@ -57,7 +57,10 @@ class Product:
 
     @property
     def panel_row(self) -> int:
-        """Elements between rows of the gathered panel: one spare vector, whole cache lines."""
+        """Elements between rows of the gathered panel: one spare vector, whole cache lines.
+
+        The kernel takes it as an argument: with a constant here LLVM spills accumulators.
+        """
         return -(-(self.block + self.lanes) // 16) * 16
 
     @property
@@ -80,7 +83,9 @@ class Product:
         if self.weight == "coded":
             text += "column_index:uint16* counts:uint16* "
         if self.gather is not None:
-            text += "panel:float32* taps:int32 segments:int32* segment_start:int32* "
+            text += (
+                "panel:float32* panel_row:int32 taps:int32 segments:int32* segment_start:int32* "
+            )
         for i, kind in enumerate(self.operands):
             text += f"o{i}:float32* "
             if kind == "same":
@@ -129,7 +134,7 @@ class _Emitter:
             self.panel_base = bind(base)
         else:
             self.gather(start, width)
-            self.panel, self.panel_row = a["panel"], const(spec.panel_row, "int32")
+            self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
         of_tile = {name: bind(cursor.get()) for name, cursor in self.cursors.items()}
         self.value_of_tile = of_tile["value"]
@@ -263,7 +268,7 @@ class _Emitter:
         next segment or falls into the spare vector at the row's end. `from` < 0 writes zeros.
         `segment_start` [tiles*taps + 1] tells the segments of each (tile, tap).
         """
-        a, row = self.a, self.spec.panel_row
+        a, row = self.a, self.a["panel_row"]
         channels = bind(emit.divide(width, a["taps"]))
         source = bind(self.image * a["x_image"] + emit.divide(start, a["taps"]) * a["x_row"])
         with loop(0, a["taps"]) as tap:
@@ -282,7 +287,7 @@ class _Emitter:
 
     def copy(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
         """Copy 1 to 4 vectors of every channel; the loop over channels is innermost."""
-        a, lanes, row = self.a, self.spec.lanes, self.spec.panel_row
+        a, lanes, row = self.a, self.spec.lanes, self.a["panel_row"]
         for n in range(1, 5):
             with when(vectors == n), loop(0, channels) as c:
                 for v in range(n):

@@ -175,7 +175,7 @@ def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source
     if weight_format == "coded":
         args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
     panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
-    args += [panel, taps, host.aligned(moves), host.aligned(starts)]
+    args += [panel, kernel.panel_row, taps, host.aligned(moves), host.aligned(starts)]
     library(kernel).call(kernel, *args, end=images * yl.tiles)
     got = convert.unpack(y, yl)
     for i in range(images):
