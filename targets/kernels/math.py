@@ -168,8 +168,7 @@ def _exp_parts(x: Expr, low: float, high: float) -> tuple[Expr, Expr]:
     moved = hold(x * like(LOG2_E, x) + like(MAGIC, x))
     n = hold(moved - like(MAGIC, moved))
     r = hold(hold(x - n * like(LN2_HIGH, x)) - n * like(LN2_LOW, x))
-    near_one = hold(polynomial(r, EXP) * hold(r * r) + r)
-    return hold(near_one + like(1.0, r)), hold(bits(moved, "int32"))
+    return polynomial(r, (1.0, 1.0, *EXP)), hold(bits(moved, "int32"))
 
 
 def _power_of_two(n: Expr) -> Expr:

@@ -22,6 +22,7 @@ from sparsegraph.targets.target import Target
 
 GROUP = 8  # vectors of one item of a column reduction: four cache lines with 8 lanes
 BLOCK = 128  # steps along the axis per partial result
+EXP_WAYS = 2  # more exponentials at a time than 2 leave the 16 registers of AVX2
 Fold = Callable[[Expr, Expr], Expr]
 Load = Callable[[Expr, int], Expr]  # (position along the axis, lanes) -> value
 
@@ -100,29 +101,31 @@ def _cell(fold: str, dtype: str, lanes: int) -> emit.Cell:
     return cell
 
 
-def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int) -> Expr:
-    """The fold of load(0..n-1), with four vectors of partial results."""
-    step, cells = FOLDS[fold], [_cell(fold, dtype, lanes) for _ in range(4)]
-    last = _cell(fold, dtype, 1)
-    quads = emit.bind(T.truncdiv(n, emit.const(4 * lanes, "int32")))
-    with emit.loop(0, T.truncdiv(quads + (BLOCK - 1), emit.const(BLOCK, "int32"))) as block:
+def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int, ways: int = 4) -> Expr:
+    """The fold of load(0..n-1), with `ways` vectors of partial results."""
+    step, cells = FOLDS[fold], [_cell(fold, dtype, lanes) for _ in range(ways)]
+    last, stride = _cell(fold, dtype, 1), ways * lanes
+    strides = emit.bind(T.truncdiv(n, emit.const(stride, "int32")))
+    with emit.loop(0, T.truncdiv(strides + (BLOCK - 1), emit.const(BLOCK, "int32"))) as block:
         parts = [_cell(fold, dtype, lanes) for _ in cells]
         first = emit.bind(block * BLOCK)
-        with emit.loop(0, emit.tirx.Min(emit.const(BLOCK, "int32"), quads - first)) as q:
+        with emit.loop(0, emit.tirx.Min(emit.const(BLOCK, "int32"), strides - first)) as k:
             for i, part in enumerate(parts):
-                at = (first + q) * (4 * lanes) + i * lanes
-                part.set(step(part.get(), load(at, lanes)))
+                part.set(step(part.get(), load((first + k) * stride + i * lanes, lanes)))
         for cell, part in zip(cells, parts):
             cell.set(step(cell.get(), part.get()))
-    done = emit.bind(quads * (4 * lanes))
+    done = emit.bind(strides * stride)
 
     def rest(at: Expr, width: int) -> None:
         cell = cells[0] if width == lanes else last
         cell.set(step(cell.get(), load(done + at, width)))
 
     each_vector(emit.bind(n - done), lanes, rest)
-    pairs = [hold(step(cells[i].get(), cells[i + 2].get())) for i in range(2)]
-    return hold(step(_across(hold(step(*pairs)), step), last.get()))
+    values = [cell.get() for cell in cells]
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [hold(step(a, b)) for a, b in zip(values[:half], values[half:])]
+    return hold(step(_across(values[0], step), last.get()))
 
 
 def _across(vector: Expr, step: Fold) -> Expr:
@@ -337,7 +340,7 @@ class Softmax:
                 load: Load = lambda k, w: hold(emit.load(x, start + k, w))  # noqa: E731
                 keep: Any = lambda k, v, w: emit.store(y, v, start + k, w)  # noqa: E731
                 peak = fold_row(n, load, "max", "float32", lanes)
-                total = fold_row(n, self._kept(load, peak, keep), "sum", "float32", lanes)
+                total = fold_row(n, self._kept(load, peak, keep), "sum", "float32", lanes, EXP_WAYS)
                 scale = self._scale(total)
                 again: Load = lambda k, w: hold(emit.load(y, start + k, w))  # noqa: E731
                 each_vector(n, lanes, lambda k, w: keep(k, self._result(again(k, w), scale), w))
