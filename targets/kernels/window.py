@@ -216,22 +216,17 @@ class Sweep:
         return emit.select(lane < splat(n, self.lanes), vector, splat(const(self.fill), self.lanes))
 
     def split_row(self, x: Expr, to: Expr) -> None:
-        """Stride 2: even and odd columns by shuffles, then the right border again."""
+        """Stride 2: even and odd columns by shuffles; what lies past the row becomes fill."""
         a, lanes = self.a, self.lanes
         at = [bind(to + self.phase_start(a["pad_left"] + odd)) for odd in (0, 1)]
+        count = [bind(emit.divide(a["width"] + 1 - odd, 2)) for odd in (0, 1)]
         with loop(0, self.vectors(a["width"], 2)) as v:
             i = bind(x + v * 2 * lanes)
             second = emit.minimum(i + lanes, x + a["width"] - 1)
             pair = [bind(load(a["x"], i, lanes)), bind(load(a["x"], second, lanes))]
             for odd in (0, 1):
                 half = emit.shuffle(pair, range(odd, 2 * lanes, 2)) if lanes > 1 else pair[odd]
-                self.put(at[odd] + v * lanes, half)
-        for phase in (0, 1):
-            start = bind(emit.divide(a["width"] + a["pad_left"] - phase + 1, 2))
-            right = emit.maximum(self.frame.width - start, const(0, "int32"))
-            with loop(0, self.vectors(right)) as v:
-                place = to + phase * self.frame.phase + start + v * lanes
-                self.put(place, splat(const(self.fill), lanes))
+                self.put(at[odd] + v * lanes, self.first(half, count[odd] - v * lanes))
 
     def phase_start(self, column: Expr) -> Expr:
         """Where padded column `column` lies in a row of the frame, stride 2."""
