@@ -12,7 +12,6 @@ from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.resize import Resize, blend_rows, neighbours
 from sparsegraph.targets.layout import FeatureMajor
 
-
 # ONNX Runtime 1.31 takes 3.4999998 for a half: found by trying all sizes up to 25 x 41.
 _NEAR = 1e-5
 

@@ -11,7 +11,7 @@ from sparsegraph.targets.target import Target
 
 from sparsegraph import targets
 
-SIZES = [(1, 1, 1, 1), (1, 2, 9, 9), (2, 3, 12, 13), (1, 1, 7, 40), (1, 5, 31, 17), (1, 2, 160, 67)]
+SIZES = [(1, 1, 1, 1), (1, 2, 9, 9), (2, 3, 12, 13), (1, 1, 7, 40), (1, 5, 31, 17), (1, 1, 70, 67)]
 EPSILON = 2.0**-24
 
 
@@ -86,17 +86,18 @@ def test_windows(library: host.Library, machine: Target, size: tuple[int, int, i
             if min(out) < 1:
                 continue
             points = out[0] * out[1]
+            counts = pads[0] == 0
+            steps = ((2, spec.stride), (1, spec.dilation))
+            expected = np.stack(
+                [pool.reference(spec.kind, i, spec.kernel, *steps, pads, out, counts) for i in x]
+            )
+            # sums of kh*kw values up to 5, then two rounded products
+            limit = 0.0 if spec.kind == "max" else (kh + kw + 3) * EPSILON * 5
             whole = blocked(size[0], size[1] + 2, points, 1, machine)
             for to in (planar(*size[:2], points, 1, machine), whole.slice(1, size[1])):
-                counts = pads[0] == 0
                 y = run(library, spec, x, 2, 1, pads, out, machine, counts, to)
-                for image in range(size[0]):
-                    steps = ((2, spec.stride), (1, spec.dilation))
-                    args = (spec.kernel, *steps, pads, out, counts)
-                    expected = pool.reference(spec.kind, x[image], *args).reshape(size[1], -1)
-                    # sums of kh*kw values up to 5, then two rounded products
-                    limit = 0.0 if spec.kind == "max" else (kh + kw + 3) * EPSILON * 5
-                    assert np.abs(y[image] - expected).max() <= limit, (spec.name, pads)
+                error = np.abs(y - expected.reshape(y.shape)).max()
+                assert error <= limit, (spec.name, pads)
                 checked += 1
     assert checked > (0 if size[2] == 1 else 40)
 
