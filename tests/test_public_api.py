@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,19 @@ def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_every_package_is_installed() -> None:
+    """Tests import the checkout, so that a package missing from the list would go unseen."""
+    root = Path(__file__).parent.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(root).parts)
+        for top in ("sparsegraph", "passes", "targets")
+        for path in (root / top).rglob("*.py")
+    }
+    found = {name if name.startswith("sparsegraph") else f"sparsegraph.{name}" for name in found}
+    assert sorted(listed) == sorted(found)
 
 
 def test_import_brings_nothing_heavy() -> None:
