@@ -23,6 +23,7 @@ from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets.target import Target
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
+WORTHWHILE = 0.985  # below this estimate the whole model is left to ONNX Runtime
 Progress = Callable[[str, int, int], None]
 
 
@@ -101,7 +102,8 @@ def compile(
         threads: threads that the plan should keep busy.
         output: the artefact's folder; a temporary one by default.
         check: verify every pass and the artefact against ONNX Runtime.
-        fallback: let ONNX Runtime run nodes that no kernel covers.
+        fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that would be
+            slower than there.
         skip: passes to leave out.
         progress: called as progress(stage, done, total).
 
@@ -124,9 +126,12 @@ def compile(
     optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
     report("plan", 0, 1)
     plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
+    runs_here = _runs_here(machine)
+    if fallback and runs_here and plan.estimate < WORTHWHILE:
+        reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
+        plan = partition.whole_model_fallback(model, plan, reason)
     meta = {"model_sha256": model_digest(model), "passes": [_record(r) for r in optimized.records]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
-    runs_here = _runs_here(machine)
 
     def prove(folder: Path) -> dict[str, Any]:
         report("verify", 0, 1)

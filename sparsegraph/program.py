@@ -102,9 +102,15 @@ class Fallback:
 
 @dataclass
 class Plan:
-    """The whole model: what to run in which order, and what a person should know about it."""
+    """The whole model: what to run in which order, and what a person should know about it.
+
+    Attributes:
+        layers: one row per product: density, format, break-even, estimate.
+        estimate: estimated speed relative to ONNX Runtime on the dense model, products only.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     segments: list[Program | Fallback]
     layers: list[dict[str, Any]] = field(default_factory=list)
+    estimate: float = 1.0

@@ -103,6 +103,7 @@ class Builder:
         self.chunks = chunks  # parts of the rows of one product that may run on their own
         self.done: set[ir.Node] = set()
         self.layers: list[dict[str, Any]] = []  # one entry per product, for the report
+        self.n_converted = 0  # elements whose layout changes
         self.placements: dict[str, Stored] = {}
         self._stored: dict[str, dict[str, Stored]] = {}
         self._deferred: dict[str, Callable[[], None]] = {}
@@ -302,6 +303,7 @@ class Builder:
     def to_row(self, value: ir.Value, form: Stored) -> Stored:
         """A row-major copy of `form`, which holds the value (perhaps under another shape)."""
         made, fm, lanes = self.new_row(value), form.fm, self.target.lanes
+        self.n_converted += made.size
         before = int(np.prod(form.shape[: fm.axis], dtype=np.int64))
         if before == fm.images:  # features, then points: planes
             kernel: Kernel = convert.Copy("result", lanes)
@@ -322,6 +324,7 @@ class Builder:
     ) -> Stored:
         """A feature-major copy of row-major `form`, which holds the value."""
         images, points = split_points(form.shape, axis)
+        self.n_converted += form.size
         make = planar if is_planar or wants_planes(value) else blocked
         fm = make(images, form.shape[axis] if form.shape else 1, points, axis, self.target)
         lanes = self.target.lanes

@@ -28,6 +28,11 @@ _GATHERED_BLOCKS = {  # 79, 70, 81, 63 GF/s; without the change 38, 29, 81, 43 (
     4: (2, (4,)), 5: (3, (3, 2)), 6: (2, (6,)), 7: (2, (4, 3)), 8: (2, (4, 4)),
 }  # fmt: skip
 
+_DIRECT_SLOWDOWN = {4: 1.0, 5: 1.06, 6: 1.0, 7: 1.1, 8: 1.0}  # padding of points is not in it
+_GATHERED_SLOWDOWN = {4: 1.13, 5: 1.27, 6: 1.1, 7: 1.4, 8: 1.3}
+_GATHER = 9.0  # gathering one vector costs as much as this many dense multiply-adds
+CONVERSION = 19.0  # changing the layout of one element, in the same unit
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -39,7 +44,7 @@ class Choice:
         split: vectors per pass over a tile of points.
         tile: columns per column tile.
         break_even: density below which `coded` wins on this machine.
-        cost: time relative to the dense kernel.
+        cost: estimated time relative to ONNX Runtime's dense kernel.
     """
 
     weight: str
@@ -59,17 +64,22 @@ def coded_slowdown(density: float) -> float:
     return points[-1][1]
 
 
-def break_even() -> float:
+def dense_slowdown(vectors: int, *, is_gathered: bool) -> float:
+    """Time of our dense kernel relative to ONNX Runtime's."""
+    return (_GATHERED_SLOWDOWN if is_gathered else _DIRECT_SLOWDOWN).get(vectors, 1.4)
+
+
+def break_even(vectors: int, *, is_gathered: bool) -> float:
     """The density at which both kernels take the same time."""
-    density = 1.0
-    while density * coded_slowdown(density) > 1.0:
+    density, dense = 1.0, dense_slowdown(vectors, is_gathered=is_gathered)
+    while density * coded_slowdown(density) > dense:
         density -= 0.005
     return density
 
 
 def choose(
     density: float, vectors: int, columns: int, target: Target,
-    *, taps: int = 1, row: int = 0, is_gathered: bool = False,
+    *, taps: int = 1, row: int = 0, rows: int = 1 << 20, is_gathered: bool = False,
 ) -> Choice:  # fmt: skip
     """Pick format and blocks.
 
@@ -79,21 +89,28 @@ def choose(
         columns: columns of the weight matrix.
         taps: columns per channel (a column tile holds whole channels).
         row: elements between rows of the activation panel.
+        rows: rows of the weight matrix, over which the cost of gathering is spread.
         is_gathered: the panel of a convolution is gathered.
     """
-    cost = density * coded_slowdown(density)
-    dense = cost >= 1.0
-    group, split = (
-        _dense_blocks(vectors, target) if dense else _coded_blocks(density, vectors, target)
-    )
-    panel_bytes = target.l1_bytes * (
-        0.75 if dense or density > 0.3 else 1.1 if density > 0.07 else 1.6
-    )
-    tile = int(panel_bytes) // (4 * (row or vectors * target.lanes))
-    tile = max(1, tile // taps) * taps
+    limit = break_even(vectors, is_gathered=is_gathered)
+    is_dense = density >= limit
+    if is_dense:
+        group, split = _dense_blocks(vectors, target, is_gathered=is_gathered)
+        cost = dense_slowdown(vectors, is_gathered=is_gathered)
+    else:
+        group, split = _coded_blocks(density, vectors, target)
+        cost = density * coded_slowdown(density)
+    cost += _GATHER / rows if is_gathered else 0.0
+    tile = _column_tile(density, columns, row or vectors * target.lanes, taps, target)
+    return Choice("dense" if is_dense else "coded", group, split, tile, limit, cost)
+
+
+def _column_tile(density: float, columns: int, row: int, taps: int, target: Target) -> int:
+    """Columns per tile: the denser, the more the panel has to stay in the level 1 cache."""
+    share = 0.75 if density > 0.3 else 1.1 if density > 0.07 else 1.6
+    tile = max(1, int(target.l1_bytes * share) // (4 * row) // taps) * taps
     n_tiles = -(-columns // tile)
-    tile = -(-columns // taps // n_tiles) * taps  # equal tiles
-    return Choice("dense" if dense else "coded", group, split, tile, break_even(), min(1.0, cost))
+    return -(-columns // taps // n_tiles) * taps  # equal tiles
 
 
 def _dense_blocks(

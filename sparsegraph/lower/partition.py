@@ -6,6 +6,7 @@ segments are lowered again, until nothing declines.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.graph import constant, has_subgraph, static_shape
 from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
+from sparsegraph.lower.choose import CONVERSION
 from sparsegraph.lower.table import HANDLERS
 from sparsegraph.program import Fallback, Plan, Program, Tensor
 from sparsegraph.targets.target import Target
@@ -47,9 +49,10 @@ def plan(
     graph = model.graph
     reasons: dict[ir.Node, str] = {n: r for n in graph if (r := _refusal(n)) is not None}
     while True:
+        n_converted = 0
         segments = cut(graph, reasons)
         lowered: list[Program | Fallback] = []
-        layers: list[dict[str, object]] = []
+        layers: list[dict[str, Any]] = []
         found: dict[ir.Node, str] = {}
         for segment in segments:
             inputs, outputs = borders(graph, segment)
@@ -62,6 +65,7 @@ def plan(
             found |= _lower(builder, segment.nodes, outputs, on_node)
             lowered.append(program)
             layers += builder.layers
+            n_converted += builder.n_converted
         if not found:
             break
         reasons |= found
@@ -70,7 +74,25 @@ def plan(
         fix = "choose a host target, or remove these nodes"
         raise UnsupportedError(message("target", str(target), names, "a kernel for each", fix))
     inputs = [v for v in graph.inputs if not _is_default(v)]
-    return Plan(tuple(map(tensor, inputs)), tuple(map(tensor, graph.outputs)), lowered, layers)
+    return Plan(
+        tuple(map(tensor, inputs)), tuple(map(tensor, graph.outputs)), lowered, layers,
+        _estimate(layers, n_converted),
+    )  # fmt: skip
+
+
+def _estimate(layers: Sequence[dict[str, Any]], n_converted: int) -> float:
+    """Speed of the products relative to ONNX Runtime's dense ones; 1 if there are none."""
+    macs = sum(layer["macs"] for layer in layers)
+    cost = sum(layer["macs"] * layer["estimate"] for layer in layers)
+    return float(macs / (cost + CONVERSION * n_converted)) if macs else 1.0
+
+
+def whole_model_fallback(model: ir.Model, plan: Plan, reason: str) -> Plan:
+    """The plan that leaves everything to ONNX Runtime."""
+    inputs = [v for v in model.graph.inputs if not _is_default(v)]
+    segment = Segment(tuple(model.graph), False)
+    part = _fallback(model, segment, inputs, list(model.graph.outputs), reason)
+    return Plan(plan.inputs, plan.outputs, [part], plan.layers, plan.estimate)
 
 
 def _lower(

@@ -222,7 +222,7 @@ def step_product(
     row = -(-(y.block + lanes) // 16) * 16 if step is not None else x.fm.row
     choice = choose(
         density, vectors, columns, target,
-        taps=taps, row=min(row, y.block + 16), is_gathered=step is not None,
+        taps=taps, row=min(row, y.block + 16), rows=len(weight), is_gathered=step is not None,
     )  # fmt: skip
     tree = None if region is None or not region.nodes else region.tree
     kernel = Product(

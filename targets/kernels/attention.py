@@ -15,6 +15,9 @@ from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat,
 from sparsegraph.targets.kernels import math
 from sparsegraph.targets.target import Target
 
+_LOWEST = -2e30  # scores below are masked: a row of them gives zeros, as in ONNX Runtime
+_SMALLEST = 1e-30  # a sum with one key that is not masked is at least 1
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -163,7 +166,8 @@ class _Emitter:
         a, spec, lanes = self.a, self.spec, self.spec.lanes
         with loop(0, spec.vectors) as v:
             at = bind(self.max_at + v * lanes)
-            top = bind(load(a["scratch"], at, lanes))
+            lowest = splat(const(_LOWEST), lanes)
+            top = bind(emit.maximum(load(a["scratch"], at, lanes), lowest))
             total = Cell("float32", lanes)
             total.set(splat(const(0.0), lanes))
             with loop(0, a["keys"]) as j:
@@ -171,7 +175,8 @@ class _Emitter:
                 e = bind(math.exp(load(a["scratch"], place, lanes) - top))
                 total.set(total.get() + e)
                 store(a["scratch"], e, place, lanes)
-            store(a["scratch"], splat(const(1.0), lanes) / total.get(), at, lanes)
+            safe = emit.maximum(total.get(), splat(const(_SMALLEST), lanes))
+            store(a["scratch"], splat(const(1.0), lanes) / safe, at, lanes)
 
     def values(self) -> None:
         """y[d, :] = sum_j v[d, j] scratch[j, :] / sum."""
@@ -214,5 +219,5 @@ def reference(
     scores = scale * q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)
     if mask is not None:
         scores = scores + mask
-    e = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True) @ v.astype(np.float64))
+    e = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), _LOWEST))
+    return np.asarray(e / np.maximum(e.sum(-1, keepdims=True), _SMALLEST) @ v.astype(np.float64))
