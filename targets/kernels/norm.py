@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
-from sparsegraph.targets.kernels import math
+from sparsegraph.targets.kernels import expression, math
 from sparsegraph.targets.target import Target
 
 _SIDE = "{0}:float32* {0}_image:int32 {0}_tile:int32 {0}_row:int32 "
@@ -122,7 +122,7 @@ class _NormEmitter(_Panel):
     def columns(self, base: dict[str, Expr], width: int) -> None:
         spec, lanes = self.spec, self.lanes
         source = self.summed()
-        share = bind(splat(const(1.0) / emit.T.cast(self.a["features"], "float32"), lanes))
+        share = bind(splat(const(1.0) / math.cast(self.a["features"], "float32"), lanes))
         mean = None
         if spec.residual or spec.kind == "layer":
             totals = self.totals(base, width)
@@ -136,7 +136,9 @@ class _NormEmitter(_Panel):
 
         self.rows(square)
         one, epsilon = splat(const(1.0), lanes), splat(self.a["epsilon"], lanes)
-        factor = [bind(one / emit.T.sqrt(s.get() * share + epsilon)) for s in squares]
+        root = ("Sqrt", ("arg", 0))
+        variances = [bind(s.get() * share + epsilon) for s in squares]
+        factor = [bind(one / expression.emit(root, [v], lanes)) for v in variances]
 
         def scale(c: Expr) -> None:
             weight = bind(splat(load(self.a["scale"], c), lanes))

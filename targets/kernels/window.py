@@ -193,8 +193,8 @@ class Sweep:
         a, lanes = self.a, self.lanes
         first = bind(to + a["pad_left"])
         last = bind(a["width"] - lanes)
-        for group, fits in ((4, last > lanes), (2, emit.tirx.And(last >= 0, last <= lanes))):
-            with when(fits), loop(0, n) as j:
+        for group, fits in ((4, last > lanes), (2, last <= lanes)):
+            with when(last >= 0), when(fits), loop(0, n) as j:
                 source, place = bind(x + j * a["width"]), bind(first + j * self.row)
                 with loop(0, self.vectors(a["width"], group)) as v:
                     for i in range(group):
@@ -212,7 +212,8 @@ class Sweep:
         """The first n lanes of `vector`, the fill value in the others."""
         if self.lanes == 1:
             return vector
-        lane = emit.tirx.Ramp(const(0, "int32"), 1, self.lanes)
+        numbers = [const(i, "int32") for i in range(self.lanes)]
+        lane = bind(emit.shuffle(numbers, range(self.lanes)))
         return emit.select(lane < splat(n, self.lanes), vector, splat(const(self.fill), self.lanes))
 
     def split_row(self, x: Expr, to: Expr) -> None:
