@@ -63,7 +63,8 @@ class FeatureMap:
 
     @property
     def name(self) -> str:
-        kinds = "".join(k[0] + CODES[d] for k, d in zip(self.kinds, self.dtypes))
+        letters = {"full": "t", "feature": "v", "scalar": "s"}
+        kinds = "".join(letters[k] + CODES[d] for k, d in zip(self.kinds, self.dtypes))
         return f"fmap_{expression.label(self.tree)}_{kinds}"
 
     @property

@@ -17,6 +17,7 @@ from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat,
 from sparsegraph.targets.kernels import expression, math
 from sparsegraph.targets.target import Target
 
+_BLOCK = 256  # features per partial sum
 _SIDE = "{0}:float32* {0}_image:int32 {0}_tile:int32 {0}_row:int32 "
 
 
@@ -113,6 +114,24 @@ class _Panel:
     def zeros(self, width: int) -> list[Cell]:
         return self.cells([splat(const(0.0), self.lanes)] * width)
 
+    def accumulate(self, width: int, add: Callable[[Expr, Sequence[Cell]], None]) -> list[Cell]:
+        """Sums over the features; `add(c, sums)` adds feature c.
+
+        Partial sums of _BLOCK features are added up: over the 18,710 classes of a text recogniser
+        one running sum loses the small terms (3e-4 off).
+        """
+        totals, parts = self.zeros(width), self.zeros(width)
+        features = self.a["features"]
+        with loop(0, emit.divide(features + (_BLOCK - 1), _BLOCK)) as block:
+            for part in parts:
+                part.set(splat(const(0.0), self.lanes))
+            first = bind(block * _BLOCK)
+            with loop(first, emit.minimum(first + _BLOCK, features)) as c:
+                add(c, parts)
+            for total, part in zip(totals, parts):
+                total.set(total.get() + part.get())
+        return totals
+
 
 class _NormEmitter(_Panel):
     def __init__(self, spec: Norm, target: Target, args: dict[str, Expr]) -> None:
@@ -127,14 +146,13 @@ class _NormEmitter(_Panel):
         if spec.residual or spec.kind == "layer":
             totals = self.totals(base, width)
             mean = [bind(t.get() * share) for t in totals] if spec.kind == "layer" else None
-        squares = self.zeros(width)
 
-        def square(c: Expr) -> None:
+        def square(c: Expr, squares: Sequence[Cell]) -> None:
             for v, value in enumerate(self.vectors(source, base, c, width)):
                 centred = value if mean is None else bind(value - mean[v])
                 squares[v].set(squares[v].get() + centred * centred)
 
-        self.rows(square)
+        squares = self.accumulate(width, square)
         one, epsilon = splat(const(1.0), lanes), splat(self.a["epsilon"], lanes)
         root = ("Sqrt", ("arg", 0))
         variances = [bind(s.get() * share + epsilon) for s in squares]
@@ -160,9 +178,8 @@ class _NormEmitter(_Panel):
 
     def totals(self, base: dict[str, Expr], width: int) -> list[Cell]:
         """First pass: add the residual, store the sum, add up the features."""
-        totals = self.zeros(width)
 
-        def add(c: Expr) -> None:
+        def add(c: Expr, totals: Sequence[Cell]) -> None:
             values = self.vectors("x", base, c, width)
             if self.spec.residual:
                 rest = self.vectors("r", base, c, width)
@@ -171,8 +188,7 @@ class _NormEmitter(_Panel):
             for total, value in zip(totals, values):
                 total.set(total.get() + value)
 
-        self.rows(add)
-        return totals
+        return self.accumulate(width, add)
 
 
 @dataclass(frozen=True)
@@ -208,9 +224,8 @@ class _SoftmaxEmitter(_Panel):
 
     def columns(self, base: dict[str, Expr], width: int) -> None:
         peaks = self.peaks(base, width)
-        sums = self.zeros(width)
 
-        def power(c: Expr) -> None:
+        def power(c: Expr, sums: Sequence[Cell]) -> None:
             values = self.vectors("x", base, c, width)
             powers = [bind(math.exp(bind(x - peak))) for x, peak in zip(values, peaks)]
             for total, p in zip(sums, powers):
@@ -218,7 +233,7 @@ class _SoftmaxEmitter(_Panel):
             if not self.spec.log:
                 self.write("y", base, c, powers)
 
-        self.rows(power)
+        sums = self.accumulate(width, power)
         if self.spec.log:
             logs = [bind(math.log(bind(s.get()))) for s in sums]
             self.rows(lambda c: self.finish(base, c, width, lambda x, v: x - peaks[v] - logs[v]))

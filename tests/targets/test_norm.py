@@ -131,3 +131,15 @@ def test_compiles_for_other_machines(name: str) -> None:
     assert all(f"{name}:" in text for name in functions)
     assert "expf" not in text
     assert "sqrtf" not in text
+
+
+def test_softmax_over_many_classes_keeps_the_small_terms(library: host.Library) -> None:
+    spec = SOFTMAXES[0]
+    layout = layouts(20000, spec.vectors)[0]
+    planes = np.full((2, 20000, layout.points), -12.0, np.float32)
+    planes[:, 77] = 0.0  # the others together weigh 0.12, each less than a rounding of 1
+    x, y = host.aligned(convert.pack(planes, layout)), host.empty(layout.size)
+    sides = strides(layout)
+    library.call(spec, y, *sides, x, *sides, layout.tiles, layout.features, end=2 * layout.tiles)
+    expected = norm.reference_softmax(planes, log=False)
+    assert np.abs(convert.unpack(y, layout) - expected).max() <= 2e-6
