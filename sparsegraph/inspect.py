@@ -15,14 +15,15 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import UsageError, message
+from sparsegraph.graph import static_shape
 from sparsegraph.layers import Layer, weighted
 from sparsegraph.lower.choose import choose
 from sparsegraph.passes.classify_masks import classify
 from sparsegraph.sparsity import WeightPattern, analyze
+from sparsegraph.targets.layout import point_block
 from sparsegraph.targets.target import Target
 
 _GRID = (16, 32)  # cells of a picture
-_TILE_VECTORS = 4  # vectors of points that one tile of a usual layer holds
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class LayerRow:
         macs: multiply-adds of one dense run, None when a shape is unknown.
         format: what the plan would choose, `dense` or `coded`.
         break_even: density below which the coded kernel is faster on the target.
-        speedup: estimated dense time / chosen time of this layer.
+        speedup: estimated time in ONNX Runtime / time here; below 1 where a dense kernel of ours
+            is the slower one.
         reason: why it stays dense, empty if it does not.
         what_if_speedup, what_if_reason: the same after `impose`.
         grid: a picture: share of non-zeros in each cell of the weight [outputs, inputs].
@@ -92,7 +94,7 @@ class Inspection:
 
     @property
     def n_faster(self) -> int:
-        return sum(row.speedup > 1 for row in self.layers)
+        return sum(row.format != "dense" and row.speedup > 1 for row in self.layers)
 
     @property
     def speedup(self) -> float:
@@ -247,10 +249,36 @@ def _grid(layer: Layer) -> tuple[tuple[float, ...], ...]:
 
 def _gain(layer: Layer, density: float, target: Target) -> tuple[str, float, float]:
     """(format, break-even density, estimated speedup) of a layer at a density."""
-    matrix = layer.matrix()
-    taps = _size(matrix.shape[2:])
-    choice = choose(density, _TILE_VECTORS, matrix.shape[1] * taps, target, taps=taps)
+    out, inner, *kernel = layer.matrix().shape
+    taps = _size(kernel)
+    choice = choose(
+        density,
+        point_block(_points(layer), target) // target.lanes,
+        inner * taps,
+        target,
+        taps=taps,
+        rows=out,
+        is_gathered=_is_gathered(layer),
+    )
     return choice.weight, choice.break_even, 1 / max(choice.cost, 1e-3)
+
+
+def _points(layer: Layer) -> int:
+    """Points of one image (pixels, tokens, rows) that the layer computes; 1 if unknown."""
+    shape = static_shape(layer.node.outputs[0])
+    if shape is None:
+        return 1
+    if layer.is_convolution:
+        return _size(shape[2:])
+    return _size(shape[1:-1]) if len(shape) > 2 else _size(shape[:-1])
+
+
+def _is_gathered(layer: Layer) -> bool:
+    """True unless the output map is the input map, point by point."""
+    attributes = layer.node.attributes
+    moves = (*attributes.get_ints("strides", ()), *layer.matrix().shape[2:])
+    pads = attributes.get_ints("pads", ())
+    return layer.is_convolution and (any(d != 1 for d in moves) or any(pads))
 
 
 def _why_dense(pattern: WeightPattern, break_even: float) -> str:
@@ -270,10 +298,10 @@ def _unprunable(model: ir.Model) -> dict[str, str]:
 
 
 def _total(rows: Sequence[LayerRow], speedups: Sequence[float]) -> float:
-    """Speedup of all layers together: dense multiply-adds over what remains of them."""
+    """Speedup of all layers together, by multiply-adds; what would lose runs in ONNX Runtime."""
     dense = sum(row.macs or 0 for row in rows)
     left = sum((row.macs or 0) / speedup for row, speedup in zip(rows, speedups))
-    return dense / left if left else 1.0
+    return max(1.0, dense / left) if left else 1.0
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -56,7 +56,7 @@ def test_counts_and_gains() -> None:
 
 def test_a_layer_above_break_even_says_so() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "layer")
-    (row,) = inspected({"w": sparse((64, 64), 0.95)}, [node], [8, 64]).layers
+    (row,) = inspected({"w": sparse((64, 64), 0.95)}, [node], [64, 64]).layers
     assert (row.format, row.speedup) == ("dense", 1.0)
     assert row.reason == f"density {row.density:.2f} is above break-even {row.break_even:.2f}"
 
@@ -81,6 +81,23 @@ def test_depthwise_stays_dense_whatever_its_zeros() -> None:
     assert row.format == "dense"
     assert "depthwise" in row.reason
     assert row.what_if_speedup == 1.0
+
+
+def test_a_convolution_that_gathers_gains_less_than_a_pointwise_one() -> None:
+    weight = {"w": sparse((32, 32, 1, 1), 0.1)}
+    gains = []
+    for strides in ([1, 1], [2, 2]):
+        node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", strides=strides)
+        (row,) = inspected(weight, [node], [1, 32, 16, 16]).layers
+        gains.append(row.speedup)
+    assert gains[0] > gains[1] > 1
+
+
+def test_a_model_that_would_lose_runs_in_onnx_runtime() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
+    found = inspected({"w": sparse((32, 32, 3, 3), 1.0)}, [node], [1, 32, 16, 16])
+    assert found.layers[0].speedup < 1
+    assert (found.n_faster, found.speedup) == (0, 1.0)
 
 
 def test_imposing_zeros_never_takes_any_away() -> None:
