@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from sparsegraph.passes.merge_transposes import permutation
 
 from sparsegraph.graph import (
     int_attribute,
@@ -25,7 +26,6 @@ from sparsegraph.graph import (
     made_by,
     static_shape,
 )
-from sparsegraph.passes.merge_transposes import permutation
 from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
 
 _PERM = (2, 0, 3, 1, 4)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import artefact, pipeline, targets, verify
+from sparsegraph import artefact, pipeline, verify
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import VerifyError, message
@@ -20,6 +20,7 @@ from sparsegraph.lower import partition
 from sparsegraph.program import Fallback, Plan
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
+from sparsegraph.targets import cpu_features, get
 from sparsegraph.targets.target import Target
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
@@ -113,7 +114,7 @@ def compile(
         VerifyError: the outputs differ from ONNX Runtime's.
     """
     report = progress or _silent
-    machine = targets.get(target) if isinstance(target, str) else target
+    machine = get(target) if isinstance(target, str) else target
     report("capture", 0, 1)
     model = load(source, example_inputs, shapes)
     done = 0
@@ -162,8 +163,8 @@ def _silent(stage: str, done: int, total: int) -> None:
 def _runs_here(target: Target) -> bool:
     import platform
 
-    features = targets.cpu_features()
-    return target.arch == platform.machine() and features.issuperset(target.features)
+    features = cpu_features()
+    return bool(target.arch == platform.machine() and features.issuperset(target.features))
 
 
 def _prove(model: ir.Model, folder: Path, threads: int) -> dict[str, Any]:

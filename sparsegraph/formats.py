@@ -69,7 +69,16 @@ def pack_dense(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Pa
             size += part.size
     none = np.empty(0, np.uint16)
     packed = np.concatenate(values).astype(np.float32, copy=False)
-    return Packed(*weight.shape, tile, row_index, np.array(starts, np.int32), packed, none, none)
+    return Packed(
+        len(weight),
+        weight.shape[1],
+        tile,
+        row_index,
+        np.array(starts, np.int32),
+        packed,
+        none,
+        none,
+    )
 
 
 def pack_coded(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Packed:
@@ -98,7 +107,8 @@ def pack_coded(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Pa
             columns.append(column)
             sizes += (values[-1].size, columns[-1].size, counts[-1].size)
     return Packed(
-        *weight.shape,
+        len(weight),
+        weight.shape[1],
         tile,
         row_index,
         np.array(starts, np.int32),

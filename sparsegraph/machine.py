@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sparsegraph import targets as known
+import sparsegraph.targets as known
 from sparsegraph.errors import UnsupportedError
 
 _TOOLS = ("sparsegraph", "onnxruntime", "onnx", "onnx-ir", "apache-tvm", "numpy")

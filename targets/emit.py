@@ -163,7 +163,7 @@ def when(condition: Expr) -> Any:
 
 
 def divide(a: Expr, b: Expr | int) -> Expr:
-    """a / b of non-negative integers (`//` would add the sign cases, which LLVM analyses slowly)."""
+    """a / b of non-negative integers; with `//` and its sign cases LLVM takes minutes."""
     return tirx.truncdiv(a, b if not isinstance(b, int) else const(b, "int32"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.graph import attribute, constant, ints_attribute, is_op
+from sparsegraph.graph import attribute, constant, float_attribute, ints_attribute, is_op
 from sparsegraph.lower.builder import Builder, Declined, Stored, dtype_of, shape_of
 from sparsegraph.lower.elementwise import emit_row_tree
 from sparsegraph.program import Arg, Ref, Scratch
@@ -52,7 +52,7 @@ def lower_attention(b: Builder, node: ir.Node) -> None:
     queries, keys = q.stored.fm, k.stored.fm
     if q.heads % k.heads or k.heads != v.heads:
         raise Declined(f"{q.heads} query heads over {k.heads} key heads")
-    scale = attribute(node, "scale") or 1.0 / np.sqrt(q.depth)
+    scale = float_attribute(node, "scale", 0.0) or 1.0 / np.sqrt(q.depth)
     kind, mask_args = _mask(b, node, q, queries.points, keys.points)
     vectors = queries.block // b.target.lanes
     group = group_for(vectors, b.target)

@@ -207,7 +207,11 @@ class Builder:
         if shape is None or axis != layout.axis or name_of(value) in self._outputs:
             return None
         if name_of(result) not in self.placements:
-            make = planar if any(wants_planes(v) for v in (*node.inputs, result)) else blocked
+            make = (
+                planar
+                if any(wants_planes(v) for v in (*node.inputs, result) if v is not None)
+                else blocked
+            )
             whole = make(layout.images, shape[axis], layout.points, axis, self.target)
             place = self._concat_place(result, whole)
             if place is None:
@@ -218,6 +222,7 @@ class Builder:
         for v in node.inputs:
             if v is value:
                 break
+            assert v is not None
             start += shape_of(v)[axis]
         whole = self.placements[name_of(result)]
         view = whole.fm.slice(start, shape_of(value)[axis])

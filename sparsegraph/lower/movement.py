@@ -176,7 +176,17 @@ def lower_gather(b: Builder, node: ir.Node) -> None:
     row, indices = b.row(x), b.row(index)
     to = b.new_row(result)
     kernel = GatherRows(row.dtype, indices.dtype)
-    args = [to.address, row.address, indices.address, inner, indices.size, n * inner, 0, n, inner]
+    args: list[Arg] = [
+        to.address,
+        row.address,
+        indices.address,
+        inner,
+        indices.size,
+        n * inner,
+        0,
+        n,
+        inner,
+    ]
     b.step(kernel, args, outer * indices.size, [node], detail=f"{indices.size} rows")
 
 
@@ -193,7 +203,7 @@ def lower_gather_elements(b: Builder, node: ir.Node) -> None:
     inner = int(np.prod(row.shape[axis + 1 :], dtype=np.int64))
     count = indices.shape[axis]
     to = b.new_row(node.outputs[0])
-    args = [to.address, row.address, indices.address, row.shape[axis], count, inner]
+    args: list[Arg] = [to.address, row.address, indices.address, row.shape[axis], count, inner]
     kernel = GatherElements(row.dtype, indices.dtype)
     b.step(kernel, args, outer * count, [node], detail="gather elements")
 

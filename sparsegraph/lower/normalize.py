@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import constant, float_attribute, int_attribute
 from sparsegraph.lower.builder import Builder, Declined, shape_of
+from sparsegraph.program import Arg
 from sparsegraph.targets.kernels.norm import Norm
 from sparsegraph.targets.kernels.reduce import RowNorm
 from sparsegraph.targets.layout import FeatureMajor
@@ -31,7 +32,7 @@ def lower_norm(b: Builder, node: ir.Node) -> None:
     to = b.new_feature(result, FeatureMajor(fm.images, 0, fm.points, 0, 0, 0, 0, axis))
     refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
     epsilon = float_attribute(node, "epsilon", 1e-5)
-    args = [*to.strides(), *stored.strides(), *refs, epsilon, fm.tiles, fm.features]
+    args: list[Arg] = [*to.strides(), *stored.strides(), *refs, epsilon, fm.tiles, fm.features]
     b.step(kernel, args, fm.images * fm.tiles, [node], detail=f"{fm.features} features")
 
 
@@ -44,7 +45,7 @@ def _lower_rows(b: Builder, node: ir.Node, x: ir.Value, axis: int) -> None:
     refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
     row, to = b.row(x), b.new_row(node.outputs[0])
     epsilon = float_attribute(node, "epsilon", 1e-5)
-    args = [to.address, row.address, *refs, n, epsilon]
+    args: list[Arg] = [to.address, row.address, *refs, n, epsilon]
     outer = int(np.prod(shape[:axis], dtype=np.int64))
     b.step(kernel, args, outer, [node], detail=f"{n} values, row-major")
 

@@ -124,7 +124,7 @@ def _reduces_points(node: ir.Node, shape: tuple[int, ...], layout: FeatureMajor)
     images = [i for i in range(len(shape)) if i not in reduced and i != layout.axis]
     if layout.axis in reduced or max(images, default=-1) > min(*reduced, layout.axis):
         return False
-    return math.prod(shape[i] for i in images) == layout.images
+    return bool(math.prod(shape[i] for i in images) == layout.images)
 
 
 def _step_global(b: Builder, node: ir.Node, x: Stored, kind: str, scale: float) -> None:

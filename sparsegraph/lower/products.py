@@ -247,7 +247,12 @@ def step_product(
     if step is not None and window is not None:
         moves, starts = segments(window, x.fm, y, lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
-        args += [kernel.panel_row, taps, b.weight(f"{name}.segments", moves), b.weight(f"{name}.starts", starts)]
+        args += [
+            kernel.panel_row,
+            taps,
+            b.weight(f"{name}.segments", moves),
+            b.weight(f"{name}.starts", starts),
+        ]
     if region:
         for value, kind in zip(region.operands, region.kinds):
             args += operand(b, value, kind, to)

@@ -225,7 +225,7 @@ def tree_of(node: ir.Node, inputs: Sequence[Tree | None]) -> Tree:
         return ("Clip", inputs[0], low, high)
     children = [t for t in inputs if t is not None]
     if op == "Cast":
-        dtype = ir.DataType(_number(node, "to", 1))
+        dtype = ir.DataType(int(_number(node, "to", 1)))
         return ("Cast", *children, ("type", np.dtype(dtype.numpy()).name))
     if op == "Gelu" and attribute(node, "approximate", "none") == "tanh":
         return ("GeluTanh", *children)

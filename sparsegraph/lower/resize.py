@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -73,16 +74,16 @@ def _check(node: ir.Node, shape: Sequence[int], out: Sequence[int], mode: str) -
 def _scales(node: ir.Node, shape: Sequence[int], out: Sequence[int]) -> list[float]:
     """Scale of every axis in single precision, as ONNX Runtime computes with it."""
     where = 1 if node.op_type == "Upsample" or opset_of(node) < 11 else 2
-    given: object = attribute(node, "scales") if opset_of(node) < 9 else None
+    given: Any = attribute(node, "scales") if opset_of(node) < 9 else None
     value = input_at(node, where)
     if given is None and value is not None:
         array = constant(value)
         if array is None:
             raise Declined("the scales are not constant")
-        given = array.tolist()
+        given = [float(v) for v in array.ravel()]
     if given:
         axes = ints_attribute(node, "axes") or range(len(shape))
-        by_axis = dict(zip((a % len(shape) for a in axes), given))
+        by_axis = {a % len(shape): g for a, g in zip(axes, given)}
         scales = [float(by_axis.get(i, 1.0)) for i in range(len(shape))]
     else:
         scales = [float(np.float32(o) / np.float32(d)) for o, d in zip(out, shape)]

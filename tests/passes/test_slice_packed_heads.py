@@ -24,8 +24,10 @@ def test_selection_becomes_a_slice_of_features(form: str) -> None:
     model = parse(HEAD.format(perm="2,0,3,1,4", select=SELECTS[form], extra=""))
     result = apply(SlicePackedHeads(), model, tolerance=0.0)
     assert result.n_applied == 1
-    node = result.node("Slice") if form != "slice" else next(
-        n for n in result.model.graph if n.op_type == "Slice" and n.inputs[0].name == "x"
+    node = (
+        result.node("Slice")
+        if form != "slice"
+        else next(n for n in result.model.graph if n.op_type == "Slice" and n.inputs[0].name == "x")
     )
     starts = node.inputs[1].const_value
     assert starts is not None

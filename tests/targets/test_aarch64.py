@@ -9,7 +9,10 @@ import pytest
 from sparsegraph.targets import link
 from sparsegraph.targets.target import Target
 
-from sparsegraph import artefact, runtime, targets
+import benchmarks.prune
+from benchmarks import zoo
+from sparsegraph import artefact, runtime, targets, verify
+from sparsegraph.compile import compile, load
 from sparsegraph.errors import ArtefactError
 from tests import sample_program as sample
 
@@ -34,6 +37,10 @@ def model(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(target: Target, model: Path) -> Path:
+    return build_runner(target, model)
+
+
+def build_runner(target: Target, model: Path) -> Path:
     """The C runner, linked with the artefact as a user would."""
     path = model.parent / "run"
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{model}", f"-L{model}"]
@@ -76,3 +83,35 @@ def test_this_machine_refuses_it(model: Path) -> None:
         pytest.skip("this is an AArch64 machine")
     with pytest.raises(ArtefactError, match="need aarch64"):
         runtime.InferenceSession(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes", "density"),
+    [
+        ("digits_cnn", {}, 0.2),
+        ("mobilenet_v2", {"size": 64}, 0.2),
+        ("resnet18", {"size": 64}, 0.1),
+        ("minilm", {"sequence": 20, "layers": 2}, 0.1),
+    ],
+)
+def test_whole_models_equal_onnx_runtime(
+    target: Target, tmp_path: Path, name: str, sizes: dict[str, int], density: float
+) -> None:
+    proto = zoo.build(name, **sizes)
+    pruned = benchmarks.prune.magnitude(proto, density, layers=benchmarks.prune.selector_for(name))
+    proto = proto if pruned is None else pruned
+    path = tmp_path / "m.sg"
+    compiled = compile(proto, target, output=path, check=False, fallback=False)
+    runner, feeds = build_runner(target, path), zoo.feeds(proto)
+    files = []
+    for record in compiled.manifest.inputs:
+        files.append(tmp_path / f"in_{record.name}")
+        np.ascontiguousarray(feeds[record.name]).tofile(files[-1])
+    expected = verify.run_onnx(load(proto), feeds)
+    outputs = [tmp_path / f"out_{record.name}" for record in compiled.manifest.outputs]
+    done = run(target, runner, path / "weights.bin", 1, *files, *outputs)
+    assert done.returncode == 0, done.stderr
+    for record, file in zip(compiled.manifest.outputs, outputs, strict=True):
+        found = np.fromfile(file, np.float32).reshape(record.shape)
+        assert verify.compare({"y": found}, {"y": expected[record.name]}) <= 1e-4

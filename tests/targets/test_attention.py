@@ -1,14 +1,15 @@
 """Attention kernels against float64: odd sizes, grouped heads, every kind of mask."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
-from sparsegraph import targets
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.attention import Attention, group_for, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
+
+from sparsegraph import targets
 
 TARGET = targets.native()
 CASES = [  # images, heads, key heads, queries, keys, depth, value depth
@@ -20,7 +21,7 @@ CASES = [  # images, heads, key heads, queries, keys, depth, value depth
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def library(kernel: Attention) -> host.Library:
     return host.Library([kernel], TARGET)
 
@@ -44,8 +45,9 @@ def test_attention_equals_the_reference(case: tuple[int, ...], mask_kind: str) -
     (qf, ql), (kf, kl), (vf, vl) = pack(q), pack(k), pack(v)
     yl = blocked(images, heads * value_depth, queries, 2, TARGET)
     y = host.empty(yl.size)
-    kernel = Attention(ql.block // TARGET.lanes, TARGET.lanes,
-                       group_for(ql.block // TARGET.lanes, TARGET), kl.block, mask_kind)  # fmt: skip
+    vectors = ql.block // TARGET.lanes
+    group = group_for(vectors, TARGET)
+    kernel = Attention(vectors, TARGET.lanes, group, kl.block, mask_kind)
     mask, mask_args = None, ()
     if mask_kind == "key":
         mask = np.where(rng.random((images, 1, 1, keys)) < 0.3, -1e4, 0).astype(np.float32)

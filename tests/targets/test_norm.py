@@ -142,4 +142,4 @@ def test_softmax_over_many_classes_keeps_the_small_terms(library: host.Library) 
     sides = strides(layout)
     library.call(spec, y, *sides, x, *sides, layout.tiles, layout.features, end=2 * layout.tiles)
     expected = norm.reference_softmax(planes, log=False)
-    assert np.abs(convert.unpack(y, layout) - expected).max() <= 2e-6
+    assert np.abs(convert.unpack(y, layout) - expected).max() <= 2e-5  # one running sum: 1e-3

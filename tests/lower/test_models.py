@@ -1,0 +1,77 @@
+"""Whole models compile without a fallback node and equal ONNX Runtime, dense and pruned."""
+
+import numpy as np
+import pytest
+
+import benchmarks.prune
+from benchmarks import real_models, zoo
+from sparsegraph import verify
+from sparsegraph.compile import compile, load
+
+MODELS = [
+    ("resnet18", {"size": 64}),
+    ("resnet50", {"size": 64}),
+    ("mobilenet_v1", {"size": 64, "batch": 2}),
+    ("mobilenet_v2", {"size": 64}),
+    ("efficientnet_lite0", {"size": 64}),
+    ("yolov8n", {"size": 96}),
+    ("minilm", {"sequence": 37, "batch": 2}),
+    ("deit_tiny", {"batch": 1}),
+    ("digits_cnn", {"batch": 3}),
+]
+REAL = ["ppocr_v2_cls", "ppocr_v4_det", "ppocr_v4_rec", "ppocr_v6_det", "ppocr_v6_rec"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sizes"), MODELS, ids=lambda v: str(v))
+def test_pruned_model_equals_onnx_runtime(name: str, sizes: dict[str, int]) -> None:
+    proto = zoo.build(name, **sizes)
+    pruned = benchmarks.prune.magnitude(proto, 0.1, layers=benchmarks.prune.selector_for(name))
+    proto = proto if pruned is None else pruned
+    compiled = compile(proto, check=False, fallback=False)
+    assert compiled.fallback_nodes == []
+    assert "coded" in {layer["format"] for layer in compiled.manifest.layers}
+    feeds = zoo.feeds(proto)
+    expected = verify.run_onnx(load(proto), feeds)
+    names = [o.name for o in compiled.session.get_outputs()]
+    assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_dense_model_and_threads(threads: int) -> None:
+    proto = zoo.build("resnet18", size=64)
+    compiled = compile(proto, check=False, fallback=False, threads=threads)
+    assert {layer["format"] for layer in compiled.manifest.layers} == {"dense"}
+    feeds = zoo.feeds(proto)
+    expected = verify.run_onnx(load(proto), feeds)
+    names = [o.name for o in compiled.session.get_outputs()]
+    assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_shipped_text_models_need_no_fallback(name: str) -> None:
+    try:
+        proto = real_models.load(name)
+    except real_models.MissingPackage as missing:
+        pytest.skip(str(missing))
+    source = proto.graph.input[0].name
+    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)
+    compiled = compile(proto, check=False, fallback=False)
+    page = np.ones(shape, np.float32)
+    rng = np.random.default_rng(0)
+    for y, x in zip(rng.integers(0, shape[2] - 8, 12), rng.integers(0, shape[3] - 30, 12)):
+        page[:, :, y : y + 6, x : x + 26 : 2] = -0.8  # strokes on white paper
+    expected = verify.run_onnx(load(proto), {source: page})
+    names = [o.name for o in compiled.session.get_outputs()]
+    got = dict(zip(names, compiled.run(None, {source: page})))
+    assert verify.compare(got, expected) <= 1e-4
+
+
+def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
+    proto = zoo.build("conv", c_in=64, c_out=64, size=14)
+    compiled = compile(proto, check=False)
+    assert compiled.fallback_nodes
+    (segment,) = compiled.manifest.segments
+    assert "estimated" in segment.reason
