@@ -196,7 +196,14 @@ def borders(graph: ir.Graph, segment: Segment) -> tuple[list[ir.Value], list[ir.
         for value in node.outputs:
             if value.is_graph_output() or any(n not in inside for n in value.consumers()):
                 outputs[value] = None
-    return list(inputs), list(outputs)
+    return _in_order(inputs, graph.inputs), _in_order(outputs, graph.outputs)
+
+
+def _in_order(values: Iterable[ir.Value], model: Sequence[ir.Value]) -> list[ir.Value]:
+    """The model's own inputs or outputs first, in its order: what a C caller expects."""
+    given = list(values)
+    own = [v for v in model if v in given]
+    return [*own, *(v for v in given if v not in own)]
 
 
 def tensor(value: ir.Value) -> Tensor:
