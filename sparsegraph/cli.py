@@ -117,6 +117,10 @@ def optimize(
     stop_after: Annotated[str | None, typer.Option(help="The last pass to run.")] = None,
     fuel: Annotated[int | None, typer.Option(min=0, help="Rewrites allowed in all.")] = None,
     dump: Annotated[Path | None, typer.Option(help="Keep every stage in this folder.")] = None,
+    snap: Annotated[
+        float | None,
+        typer.Option(help="Set weights up to this magnitude to zero; the change is reported."),
+    ] = None,
     check: Check = True,
     json: Json = None,
 ) -> None:
@@ -125,19 +129,21 @@ def optimize(
 
     from sparsegraph import pipeline
     from sparsegraph.capture import load
+    from sparsegraph.passes.snap_near_zeros import SnapNearZeros
 
     screen = _screen(json, to)
     captured = load(model, options.shapes(shape or (), dim or ()))
     records: list[pipeline.PassRecord] = []
+    passes = pipeline.PASSES if snap is None else (SnapNearZeros(snap), *pipeline.PASSES)
     with screen.progress() as report:
 
         def on_pass(record: pipeline.PassRecord) -> None:
             records.append(record)
-            report("passes", len(records), len(pipeline.PASSES))
+            report("passes", len(records), len(passes))
 
         done = pipeline.optimize(
             captured, verify=check, skip=skip or (), stop_after=stop_after, fuel=fuel,
-            dump=dump, on_pass=on_pass,
+            dump=dump, on_pass=on_pass, passes=passes,
         )  # fmt: skip
     output.write_model(to, done.model)
     screen.table(

@@ -17,7 +17,6 @@ from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import VerifyError, message
 from sparsegraph.lower import partition
-from sparsegraph.program import Fallback, Plan
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets import cpu_features, get
@@ -214,8 +213,3 @@ def model_digest(model: ir.Model) -> str:
             with contextlib.suppress(TypeError):
                 digest.update(np.ascontiguousarray(value.const_value.numpy()).tobytes())
     return digest.hexdigest()
-
-
-def fallback_reasons(plan: Plan) -> list[str]:
-    """Why nodes of a plan run in ONNX Runtime."""
-    return [s.reason for s in plan.segments if isinstance(s, Fallback)]

@@ -144,11 +144,6 @@ def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
     return None if value is None else tuple(int(i) for i in value)  # type: ignore[attr-defined]
 
 
-def is_only_used_by(value: ir.Value, node: ir.Node) -> bool:
-    """True when nothing but this node (in any position) reads the value."""
-    return not value.is_graph_output() and all(user is node for user in value.consumers())
-
-
 def has_one_use(value: ir.Value) -> bool:
     """True when exactly one node reads the value and it is no graph output."""
     return not value.is_graph_output() and len(value.consumers()) == 1

@@ -59,13 +59,6 @@ def c_declaration(name: str, params: Signature) -> str:
     return f"void {name}({args});"
 
 
-class Function:
-    """A kernel under construction: arguments as attributes, then the finished PrimFunc."""
-
-    def __init__(self) -> None:
-        self.prim_func: Any = None
-
-
 @contextmanager
 def function(name: str, params: Signature) -> Iterator[dict[str, Expr]]:
     """Open a kernel; yields its arguments by name. Use through `build`."""

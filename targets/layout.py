@@ -20,11 +20,6 @@ LINE = 16  # float32 values in a cache line of 64 bytes
 
 
 @dataclass(frozen=True)
-class RowMajor:
-    """As ONNX writes it: the last axis is contiguous."""
-
-
-@dataclass(frozen=True)
 class FeatureMajor:
     """Strides of a feature-major value, in elements; every stride but `offset` covers padding.
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.graph import constant, ints_attribute
-from sparsegraph.lower.builder import Builder, Stored, shape_of
+from sparsegraph.graph import ints_attribute
+from sparsegraph.lower.builder import Builder, shape_of
 from sparsegraph.targets.layout import FeatureMajor
 
 
@@ -75,14 +75,3 @@ def keeps_points(shape: tuple[int, ...], layout: FeatureMajor, perm: tuple[int, 
     """True if all axes but the feature axis keep their order (extent 1 aside)."""
     rest = [p for p in perm if p != layout.axis and shape[p] != 1]
     return rest == sorted(rest)
-
-
-def is_scalar_like(value: ir.Value) -> bool:
-    """True for a constant with one element."""
-    array = constant(value)
-    return array is not None and array.size == 1
-
-
-def row_view(stored: Stored, shape: tuple[int, ...]) -> Stored:
-    """The same row-major memory under another shape."""
-    return replace(stored, shape=shape)

@@ -90,11 +90,6 @@ def _operator(node: Tree) -> Any:
     return OPERATORS[node[0]]
 
 
-def is_supported(operator: str) -> bool:
-    """True if trees may contain `operator`."""
-    return operator in OPERATORS
-
-
 def evaluate(tree: Tree, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """NumPy's value of `tree`, in the precision of `arrays` (the reference of every kernel)."""
     seen: dict[Tree, Any] = {}
