@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import tvm
 from sparsegraph.targets.target import Target
-from tvm import tirx
+from tvm import tirx as tir
 from tvm.ir import PointerType
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T
+from tvm.tirx.script import builder
 
+T: Any = builder  # TVM makes these names at run time
+tirx: Any = tir
 Expr = Any  # a tirx expression; TVM's classes are not typed
 
 UNBOUNDED = 1 << 30  # declared length of a pointer argument: sizes are run-time arguments

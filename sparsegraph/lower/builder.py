@@ -224,9 +224,9 @@ class Builder:
                 break
             assert v is not None
             start += shape_of(v)[axis]
-        whole = self.placements[name_of(result)]
-        view = whole.fm.slice(start, shape_of(value)[axis])
-        return Stored(whole.ref, shape_of(value), "float32", view)
+        parent = self.placements[name_of(result)]
+        view = parent.fm.slice(start, shape_of(value)[axis])
+        return Stored(parent.ref, shape_of(value), "float32", view)
 
     def keep(self, value: ir.Value, stored: Stored) -> Stored:
         """Remember where a value lies."""

@@ -129,7 +129,7 @@ def _lower_row(b: Builder, node: ir.Node) -> None:
     operands = [b.row(v) for v in values]
     to = b.new_row(region.result)
     call = row_map(region.tree, to.shape, [o.shape for o in operands], types)
-    args = [to.address, *(o.address for o in operands), *call.scalars]
+    args: list[Arg] = [to.address, *(o.address for o in operands), *call.scalars]
     b.step(call.kernel, args, call.items, region.nodes, detail="element-wise, row-major")
 
 
@@ -145,6 +145,6 @@ def emit_row_tree(
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     to = Stored(b.temporary(name, n_bytes), shape, dtype)
     call = row_map(tree, shape, [o.shape for o in operands], [o.dtype for o in operands])
-    args = [to.address, *(o.address for o in operands), *call.scalars]
+    args: list[Arg] = [to.address, *(o.address for o in operands), *call.scalars]
     b.step(call.kernel, args, call.items, detail="element-wise, row-major")
     return to

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import constant, int_attribute, integers, ints_attribute
 from sparsegraph.lower.builder import Builder, Declined, Stored, shape_of
+from sparsegraph.program import Arg
 from sparsegraph.targets.kernels import norm
 from sparsegraph.targets.kernels.reduce import Reduction, Softmax, collapse_axes, items
 
@@ -52,7 +53,7 @@ def _reduce_once(
     else:
         n_bytes = outer * inner * np.dtype(x.dtype).itemsize
         to = Stored(b.temporary(f"{node.name}.partial", n_bytes), kept, x.dtype)
-    args = [to.address, x.address, n, inner]
+    args: list[Arg] = [to.address, x.address, n, inner]
     b.step(kernel, args, items(outer, inner, b.target), [node] if is_final else (), detail=op)
     return replace(to, shape=kept)
 

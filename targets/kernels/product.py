@@ -13,6 +13,7 @@ Every kernel is generic in all sizes and strides; the spec fixes only what chang
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,7 @@ class _Emitter:
     ) -> None:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
         lanes, tree = self.spec.lanes, self.spec.epilogue
+        assert tree is not None
         cheap = _operators(tree) <= _CHEAP
         for r in reversed(range(len(acc))):  # as in `store`, repeated rows come first
             operands = self.operand_loads(row[r], offset)
@@ -250,15 +252,16 @@ class _Emitter:
 
     def operand_loads(self, row: Expr, offset: int) -> list[Any]:
         """Per operand a function from the point offset in the pass to its vector."""
-        a, lanes, loads = self.a, self.spec.lanes, []
+        a, lanes = self.a, self.spec.lanes
+        loads: list[Any] = []
         for i, kind in enumerate(self.spec.operands):
             if kind == "feature":
                 value = bind(splat(load(a[f"o{i}"], row), lanes))
-                loads.append(lambda at, value=value: value)
+                loads.append(partial(_constant, value))
                 continue
             base = self.image * a[f"o{i}_image"] + self.tile * a[f"o{i}_tile"]
             base = bind(base + row * a[f"o{i}_row"] + offset)
-            loads.append(lambda at, b=base, p=a[f"o{i}"]: load(p, b + at, lanes))
+            loads.append(partial(_load_from, a[f"o{i}"], base, lanes))
         return loads
 
     def gather(self, start: Expr, width: Expr) -> None:
@@ -298,7 +301,7 @@ class _Emitter:
 
     def read(self, begin: Expr, v: int) -> Expr:
         """Vector v of a segment: every point, or every second point of two vectors."""
-        x, lanes, step = self.a["x"], self.spec.lanes, self.spec.gather
+        x, lanes, step = self.a["x"], self.spec.lanes, self.spec.gather or 1
         if step == 1 or lanes == 1:
             return load(x, begin + v * lanes * step, lanes)
         if step == 2:
@@ -306,6 +309,14 @@ class _Emitter:
             return emit.shuffle([bind(h) for h in halves], range(0, 2 * lanes, 2))
         points = [bind(load(x, begin + (v * lanes + i) * step)) for i in range(lanes)]
         return emit.shuffle(points, range(lanes))
+
+
+def _constant(value: Expr, at: int) -> Expr:
+    return value
+
+
+def _load_from(pointer: Expr, base: Expr, lanes: int, at: int) -> Expr:
+    return load(pointer, base + at, lanes)
 
 
 def _operators(tree: expression.Tree) -> set[str]:
