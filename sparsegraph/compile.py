@@ -89,6 +89,7 @@ def compile(
     output: str | Path | None = None,
     check: bool = True,
     fallback: bool = True,
+    keep_native: bool = False,
     skip: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Compiled:
@@ -102,8 +103,9 @@ def compile(
         threads: threads that the plan should keep busy.
         output: the artefact's folder; a temporary one by default.
         check: verify every pass and the artefact against ONNX Runtime.
-        fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that would be
-            slower than there.
+        fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that are
+            estimated to be slower here than there.
+        keep_native: never leave the whole model to ONNX Runtime.
         skip: passes to leave out.
         progress: called as progress(stage, done, total).
 
@@ -127,7 +129,7 @@ def compile(
     report("plan", 0, 1)
     plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
     runs_here = _runs_here(machine)
-    if fallback and runs_here and plan.estimate < WORTHWHILE:
+    if fallback and runs_here and not keep_native and plan.estimate < WORTHWHILE:
         reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
         plan = partition.whole_model_fallback(model, plan, reason)
     meta = {"model_sha256": model_digest(model), "passes": [_record(r) for r in optimized.records]}

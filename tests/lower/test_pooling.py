@@ -222,7 +222,7 @@ def results() -> dict[int, Result]:
             if c.opset == opset
         }
         session = onnxruntime.InferenceSession(proto.SerializeToString())
-        compiled = compile(proto, check=False)
+        compiled = compile(proto, check=False, keep_native=True)
         outputs = (session.run(names, feeds), compiled.run(names, feeds))
         found[opset] = Result(compiled, *(dict(zip(names, o)) for o in outputs))
     return found
