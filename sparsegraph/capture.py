@@ -29,6 +29,7 @@ Source = str | Path | bytes | onnx.ModelProto | ir.Model
 OPSET = 23  # the first with Attention; also has Gelu (20) and LayerNormalization (17)
 OLDEST_OPSET = 7
 MIN_IR_VERSION = 10  # ONNX Runtime accepts opset 23 from here on
+MAX_IR_VERSION = 11  # ONNX Runtime lags behind onnx; later ones only add types we do not take
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export")
 
@@ -135,8 +136,8 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     _check_domains(model, name)
     bind(model, name, shapes)
     _infer(model, name)
+    model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
     model = _raise_opset(model)
-    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     common.NameFixPass()(model)
     fill_from_run(model)
     return model
@@ -198,7 +199,7 @@ def _raise_opset(model: ir.Model) -> ir.Model:
         raised = ir.from_proto(converted)
         _reattach(raised, model, held)
         _copy_shapes(converted, raised)
-        raised.ir_version = max(model.ir_version, MIN_IR_VERSION)
+        raised.ir_version = model.ir_version
         reason = _difference(raised, model)
     except Exception as error:  # any failure of the converter has one consequence: not raised
         reason = _brief(error)

@@ -40,6 +40,16 @@ def test_all_sources_give_the_same_model(tmp_path: Path) -> None:
         assert compare(run_onnx(load(each), {"x": weight(2, 4)}), want) == 0
 
 
+@pytest.mark.parametrize("version", [7, 13, 23])
+def test_a_newer_ir_version_than_onnx_runtime_takes(version: int) -> None:
+    source = proto(LINEAR, version, w=weight(4, 3))
+    want = run_onnx(source, {"x": weight(2, 4)})
+    source.ir_version = 14
+    model = load(source)
+    assert opset(model) == 23
+    assert compare(run_onnx(model, {"x": weight(2, 4)}), want) <= 1e-6
+
+
 def test_the_source_is_not_changed() -> None:
     source = proto("g (float[N,4] x) => (float[N,3] y) { y = MatMul(x, w) }", 13, w=weight(4, 3))
     before = source.SerializeToString()
