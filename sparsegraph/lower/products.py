@@ -12,7 +12,9 @@ from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
+from sparsegraph.lower.movement import emit_call
 from sparsegraph.program import Arg, Scratch
+from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.layout import FeatureMajor
 
@@ -42,6 +44,12 @@ class Window:
         """True if the output map is the input map, point by point."""
         ones = (1, 1)
         return self.kernel == ones and self.stride == ones and not any(self.pads)
+
+    @property
+    def is_patches(self) -> bool:
+        """True if the windows tile the map: no pixel is read twice and none is left out."""
+        tiles = all(d % k == 0 for d, k in zip(self.size, self.kernel))
+        return tiles and self.kernel == self.stride != (1, 1) and not any(self.pads)
 
 
 def lower_matmul(b: Builder, node: ir.Node) -> None:
@@ -106,6 +114,9 @@ def lower_conv(b: Builder, node: ir.Node) -> None:
     if groups > 1 and weight.shape[1] == 1:
         lower_depthwise(b, node, x, weight, bias, window)
         return
+    if groups == 1 and window.is_patches:
+        _lower_patches(b, node, x, weight, bias, window)
+        return
     stored = b.feature(x, 1)
     result = node.outputs[0]
     points = window.out[0] * window.out[1]
@@ -121,6 +132,30 @@ def lower_conv(b: Builder, node: ir.Node) -> None:
         to = Stored(whole.ref, whole.shape, "float32", whole.fm.slice(rows.start, per_out))
         one = None if bias is None else bias[rows]
         step_product(b, [node], part, weight[rows], one, to, window, None)
+
+
+def _lower_patches(
+    b: Builder,
+    node: ir.Node,
+    x: ir.Value,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+) -> None:
+    """Patch embedding: pixels of a patch become features by one transpose, then a product."""
+    row = b.row(x)
+    images, channels = row.shape[:2]
+    (kh, kw), (oh, ow) = window.kernel, window.out
+    pixels = channels * kh * kw
+    n_bytes = 4 * row.size
+    ref = b.temporary(f"{node.name}.patches", n_bytes)
+    call = movement.transpose("float32", (images, channels, oh, kh, ow, kw), (0, 1, 3, 5, 2, 4))
+    emit_call(b, call, ref, row.address)
+    patches = Stored(ref, (images, pixels, oh, ow), "float32")
+    stored = b.to_feature(x, patches, 1)
+    layout = FeatureMajor(images, 0, oh * ow, 0, 0, 0, 0, 1)
+    flat = np.ascontiguousarray(weight.reshape(len(weight), pixels))
+    emit_product(b, [node], stored, flat, bias, node.outputs[0], layout, None)
 
 
 def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:

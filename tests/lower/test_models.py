@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 import benchmarks.prune
 from benchmarks import real_models, zoo
@@ -67,6 +68,26 @@ def test_shipped_text_models_need_no_fallback(name: str) -> None:
     names = [o.name for o in compiled.session.get_outputs()]
     got = dict(zip(names, compiled.run(None, {source: page})))
     assert verify.compare(got, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("stride", [2, 4, 16])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_patches_become_features(stride: int, density: float) -> None:
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], kernel_shape=[stride, stride], strides=[stride, stride]
+    )
+    rng = np.random.default_rng(stride)
+    weight = rng.standard_normal((5, 3, stride, stride)).astype(np.float32)
+    weight[rng.random(weight.shape) >= density] = 0
+    x = rng.standard_normal((2, 3, 11 * stride, 7 * stride)).astype(np.float32)
+    graph = helper.make_graph(
+        [node], "patches", [helper.make_tensor_value_info("x", 1, x.shape)],
+        [helper.make_tensor_value_info("y", 1, None)], [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    compiled = compile(proto, check=False, fallback=False)
+    expected = verify.run_onnx(load(proto), {"x": x})
+    assert verify.compare({"y": compiled.run(None, {"x": x})[0]}, expected) <= 1e-5
 
 
 def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
