@@ -19,7 +19,7 @@ from sparsegraph.errors import VerifyError, message
 from sparsegraph.lower import partition
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
-from sparsegraph.targets import cpu_features, get
+from sparsegraph.targets import get, runs_here
 from sparsegraph.targets.target import Target
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
@@ -128,8 +128,8 @@ def compile(
     optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
     report("plan", 0, 1)
     plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
-    runs_here = _runs_here(machine)
-    if fallback and runs_here and not keep_native and plan.estimate < WORTHWHILE:
+    is_here = runs_here(machine)
+    if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
         reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
         plan = partition.whole_model_fallback(model, plan, reason)
     meta = {"model_sha256": model_digest(model), "passes": [_record(r) for r in optimized.records]}
@@ -137,10 +137,10 @@ def compile(
 
     def prove(folder: Path) -> dict[str, Any]:
         report("verify", 0, 1)
-        return _prove(model, folder, threads) if check and runs_here else {"checked": False}
+        return _prove(model, folder, threads) if check and is_here else {"checked": False}
 
     manifest = artefact.write(plan, machine, path, meta, report, prove)
-    session = InferenceSession(path, threads=threads) if runs_here else None
+    session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest)
 
 
@@ -161,13 +161,6 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Progress of a caller that asked for none."""
 
 
-def _runs_here(target: Target) -> bool:
-    import platform
-
-    features = cpu_features()
-    return bool(target.arch == platform.machine() and features.issuperset(target.features))
-
-
 def _prove(model: ir.Model, folder: Path, threads: int) -> dict[str, Any]:
     """Compare the artefact with ONNX Runtime on the captured model.
 
@@ -185,7 +178,7 @@ def _prove(model: ir.Model, folder: Path, threads: int) -> dict[str, Any]:
         worst = max(worst, error)
         limit = max(TOLERANCE, verify.tolerance(expected))
         if not error <= limit:
-            fix = "report this model; `--no-native NODE` leaves a node to ONNX Runtime"
+            fix = "report this model; nothing was written"
             found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
             raise VerifyError(message("artefact", str(folder.name), found, f"<= {limit:.0e}", fix))
     return {"checked": True, "feeds": len(feeds), "max_rel_error": float(f"{worst:.2e}")}

@@ -36,7 +36,6 @@ def targets() -> list[TargetRow]:
         native = known.native().name
     except UnsupportedError:
         native = ""
-    features = known.cpu_features()
     return [
         TargetRow(
             name=t.name,
@@ -48,7 +47,7 @@ def targets() -> list[TargetRow]:
             features=t.features,
             linker=next((c for c in t.linker if shutil.which(c)), ""),
             emulator=next((c for c in t.emulator[:1] if shutil.which(c)), ""),
-            runs_here=t.arch == platform.machine() and features.issuperset(t.features),
+            runs_here=known.runs_here(t),
             is_native=t.name == native,
         )
         for t in known.KNOWN.values()

@@ -27,14 +27,18 @@ def native() -> Target:
     Raises:
         UnsupportedError: if none of the targets fits.
     """
-    features = cpu_features()
-    machine = platform.machine()
     for target in KNOWN.values():
-        if target.arch == machine and features.issuperset(target.features):
+        if runs_here(target):
             return target
+    machine = platform.machine()
     need = ", ".join(KNOWN)
     fix = "name a target that you cross-compile for"
     raise UnsupportedError(message("target", "native", f"{machine} without", need, fix))
+
+
+def runs_here(target: Target) -> bool:
+    """True if this machine is of the target's family and has its features."""
+    return target.arch == platform.machine() and cpu_features().issuperset(target.features)
 
 
 def cpu_features() -> set[str]:

@@ -70,7 +70,7 @@ def point_block(points: int, target: Target) -> int:
     """Points per tile: 4 to 8 vectors, least padding first, then the order below.
 
     With fewer than 4 vectors a product is bound by broadcasts; with more than 6 only one row fits
-    the registers (benchmarks: kernels, `product`: 6 and 4 are best where nothing is padded).
+    the registers; measured on AVX2, 6 and 4 are best where nothing is padded.
     """
     lanes = target.lanes
     vectors = -(-points // lanes)

@@ -1,5 +1,7 @@
 """Element-wise nodes, alone or as regions, and the operands that regions read."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -10,7 +12,7 @@ from sparsegraph.program import Arg
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.kernels.elementwise import FeatureMap, row_map
 from sparsegraph.targets.kernels.expression import Tree
-from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.layout import FeatureMajor, point_block
 
 
 def feature_kind(b: Builder, value: ir.Value, result: ir.Value, layout: FeatureMajor) -> str | None:
@@ -39,10 +41,6 @@ def feature_kind(b: Builder, value: ir.Value, result: ir.Value, layout: FeatureM
 
 
 def _with_block(b: Builder, layout: FeatureMajor) -> FeatureMajor:
-    from dataclasses import replace
-
-    from sparsegraph.targets.layout import point_block
-
     return replace(layout, block=point_block(layout.points, b.target))
 
 

@@ -4,7 +4,7 @@ Lowering a node may decline. Then the node goes to ONNX Runtime, the graph is cu
 segments are lowered again, until nothing declines.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import UnsupportedError, message
-from sparsegraph.graph import constant, has_subgraph, static_shape
+from sparsegraph.graph import captured, constant, has_subgraph, static_shape
 from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
 from sparsegraph.lower.choose import CONVERSION
 from sparsegraph.lower.table import HANDLERS
@@ -34,7 +34,6 @@ def plan(
     *,
     threads: int = 1,
     allow_fallback: bool = True,
-    on_node: Callable[[ir.Node], None] | None = None,
 ) -> Plan:
     """Lower a whole model.
 
@@ -62,7 +61,7 @@ def plan(
                 continue
             program = Program(tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
             builder = Builder(program, target, chunks=threads)
-            found |= _lower(builder, segment.nodes, outputs, on_node)
+            found |= _lower(builder, segment.nodes, outputs)
             lowered.append(program)
             layers += builder.layers
             n_converted += builder.n_converted
@@ -99,15 +98,12 @@ def _lower(
     b: Builder,
     nodes: Sequence[ir.Node],
     outputs: Sequence[ir.Value],
-    on_node: Callable[[ir.Node], None] | None,
 ) -> dict[ir.Node, str]:
     """Lower `nodes`; returns the nodes that declined, with reasons."""
     found: dict[ir.Node, str] = {}
     for node in nodes:
         if node in b.done:
             continue
-        if on_node is not None:
-            on_node(node)
         try:
             HANDLERS[node.op_type](b, node)
         except Declined as reason:
@@ -172,8 +168,6 @@ def cut(graph: ir.Graph, reasons: dict[ir.Node, str]) -> list[Segment]:
 
 
 def _feeding(node: ir.Node) -> Iterable[ir.Node]:
-    from sparsegraph.graph import captured
-
     for value in (*node.inputs, *captured(node)):
         producer = None if value is None else value.producer()
         if producer is not None:
@@ -182,8 +176,6 @@ def _feeding(node: ir.Node) -> Iterable[ir.Node]:
 
 def borders(graph: ir.Graph, segment: Segment) -> tuple[list[ir.Value], list[ir.Value]]:
     """Values that the segment reads from outside and that others need from it."""
-    from sparsegraph.graph import captured
-
     inside = set(segment.nodes)
     inputs: dict[ir.Value, None] = {}
     outputs: dict[ir.Value, None] = {}
