@@ -246,6 +246,7 @@ def move(
     Neighbouring axes are merged; a contiguous axis of x is brought next to the innermost one so
     that squares are transposed in registers.
     """
+    x_offset += sum(a.table[0] for a in axes if a.extent == 1 and a.table is not None)
     merged = _merge([a for a in axes if a.extent != 1])
     if not merged:
         merged = [Axis(1, 1, 1)]
