@@ -1,0 +1,143 @@
+"""Remove labels from a model: every constant and value loses the positions, shapes follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsegraph.graph import (
+    all_names,
+    constant,
+    is_constant,
+    remove_dead,
+    remove_unused_initializers,
+)
+from sparsegraph.rewrite import FROM, origin
+from sparsegraph.structure.labels import Axis
+from sparsegraph.structure.ties import Analysis, shape_of
+
+
+@dataclass
+class Cut:
+    """The removal in progress. `gone[label]`: the label's positions are removed."""
+
+    analysis: Analysis
+    gone: NDArray[np.bool_]
+    names: set[str]
+    _made: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
+
+    def keep(self, axis: Axis, size: int) -> NDArray[np.bool_]:
+        """Which positions of an axis stay."""
+        return np.ones(size, np.bool_) if axis is None else ~self.gone[axis]
+
+    def kept(self, value: ir.Value, axis: int) -> NDArray[np.bool_]:
+        """Which positions of a value's axis stay; the shape is still the old one."""
+        return self.keep(self.analysis.ties.axes(value)[axis], shape_of(value)[axis])
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """The shape that the value will have."""
+        return tuple(int(self.kept(value, i).sum()) for i in range(len(shape_of(value))))
+
+    def changes(self, value: ir.Value) -> bool:
+        """True when the value loses anything."""
+        return self.shape(value) != shape_of(value)
+
+    def replace(self, node: ir.Node, at: int, array: np.ndarray, what: bytes = b"") -> None:
+        """Give the node another constant, with the name of the old one when that is free.
+
+        Equal `what` (the content, unless given) of one constant makes one new constant.
+        """
+        old = node.inputs[at]
+        assert old is not None
+        key = old, what or repr(array.tolist()).encode()
+        if key not in self._made:
+            self._made[key] = self._constant(old, array)
+        node.replace_input_with(at, self._made[key])
+
+    def supply(self, node: ir.Node, at: int, array: np.ndarray, name: str) -> None:
+        """Like `replace`, also for an input that was left out."""
+        if at < len(node.inputs) and node.inputs[at] is not None:
+            self.replace(node, at, array)
+            return
+        if at >= len(node.inputs):
+            node.resize_inputs(at + 1)
+        node.replace_input_with(at, self._constant(ir.Value(name=name), array))
+
+    def _constant(self, old: ir.Value, array: np.ndarray) -> ir.Value:
+        name, n = f"{old.name}_cut", 1
+        while name in self.names:
+            n += 1
+            name = f"{old.name}_cut{n}"
+        self.names.add(name)
+        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value.metadata_props.update(old.metadata_props)
+        value.metadata_props[FROM] = ",".join(origin(old))
+        self.analysis.graph.register_initializer(value)
+        return value
+
+
+def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> None:
+    """Remove every label whose root is marked, in the analysed graph itself.
+
+    The caller has made sure that no axis becomes empty (`fill_empty`).
+    """
+    from sparsegraph.structure.table import TABLE
+
+    graph = analysis.graph
+    cut = Cut(analysis, gone[analysis.roots], all_names(graph))
+    for node in list(graph):
+        rule = TABLE.get(node.op_type)
+        if rule is not None and rule.cut is not None and _moves(cut, node):
+            rule.cut(cut, node)
+    for (node, at), axes in analysis.ties.constants.items():
+        _cut_constant(cut, node, at, axes)
+    for value in analysis.ties.values:
+        value.shape = ir.Shape(cut.shape(value))
+    remove_dead(graph)
+    remove_unused_initializers(graph)
+    _rename(graph, cut)
+
+
+def fill_empty(analysis: Analysis, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The marks without one root of every axis that would become empty."""
+    gone = gone.copy()
+    ties = analysis.ties
+    for axes in (*ties.values.values(), *ties.constants.values()):
+        for axis in axes:
+            if axis is not None and gone[analysis.roots[axis]].all():
+                gone[analysis.roots[axis][0]] = False
+    return gone
+
+
+def _moves(cut: Cut, node: ir.Node) -> bool:
+    ties = cut.analysis.ties
+    values = (v for v in (*node.inputs, *node.outputs) if v is not None and v in ties.values)
+    return any(cut.changes(v) for v in values)
+
+
+def _cut_constant(cut: Cut, node: ir.Node, at: int, axes: Sequence[Axis]) -> None:
+    value = node.inputs[at] if at < len(node.inputs) else None
+    array = constant(value) if value is not None and is_constant(value) else None
+    if array is None or node.graph is not cut.analysis.graph:
+        return
+    keeps = [cut.keep(axis, size) for axis, size in zip(axes, array.shape, strict=True)]
+    if all(keep.all() for keep in keeps):
+        return
+    cut.replace(node, at, array[np.ix_(*keeps)], b"|".join(keep.tobytes() for keep in keeps))
+
+
+def _rename(graph: ir.Graph, cut: Cut) -> None:
+    """Let a constant have the old name when nothing else needs that any more."""
+    for old, _ in list(cut._made):
+        made = [new for (source, _), new in cut._made.items() if source is old]
+        name = str(old.name)
+        if name in graph.initializers or len(made) != 1 or made[0].name not in graph.initializers:
+            continue
+        (new,) = made
+        del graph.initializers[str(new.name)]
+        new.name = name
+        assert new.const_value is not None
+        new.const_value.name = name
+        graph.register_initializer(new)
