@@ -303,6 +303,12 @@ class Builder:
 
         copy_flat(self, source, to)
 
+    def copy_permuted(self, x: Stored, perm: Sequence[int], to: Stored) -> None:
+        """Transpose row-major memory of any type."""
+        from sparsegraph.lower.movement import copy_permuted
+
+        copy_permuted(self, x, perm, to)
+
     # ------------------------------------------------------------ conversions
 
     def to_row(self, value: ir.Value, form: Stored) -> Stored:
@@ -310,18 +316,23 @@ class Builder:
         made, fm, lanes = self.new_row(value), form.fm, self.target.lanes
         self.n_converted += made.size
         before = int(np.prod(form.shape[: fm.axis], dtype=np.int64))
+        to = made.ref
         if before == fm.images:  # features, then points: planes
             kernel: Kernel = convert.Copy("result", lanes)
             plane = (fm.features * fm.points, fm.block, fm.points)
-            args = (made.address, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
+            args = (to, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
                     fm.block)  # fmt: skip
-        elif fm.axis == len(form.shape) - 1:
-            kernel = convert.Transpose("tokens", lanes)
-            args = (made.address, fm.points * fm.features, fm.features, *form.strides(),
-                    fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
         else:
-            raise Declined(f"features on axis {fm.axis} of '{value.name}' {form.shape}")
+            is_last = fm.axis == len(form.shape) - 1
+            if not is_last:  # points on both sides: features go last, then where they belong
+                to = self.temporary(f"{value.name}.tokens", 4 * made.size)
+            kernel = convert.Transpose("tokens", lanes)
+            args = (to, fm.points * fm.features, fm.features, *form.strides(),
+                    fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
         self.step(kernel, args, fm.images * fm.tiles, detail=f"layout of {value.name}")
+        if to != made.ref:
+            shape = (before, fm.images * fm.points // before, fm.features)
+            self.copy_permuted(Stored(to, shape, "float32"), (0, 2, 1), made)
         return made
 
     def to_feature(

@@ -7,7 +7,15 @@ import onnx_ir as ir
 
 from sparsegraph.graph import constant, static_shape
 from sparsegraph.lower import regions
-from sparsegraph.lower.builder import DTYPES, Builder, Declined, Stored, dtype_of, shape_of
+from sparsegraph.lower.builder import (
+    DTYPES,
+    Builder,
+    Declined,
+    Stored,
+    dtype_of,
+    shape_of,
+    split_points,
+)
 from sparsegraph.program import Arg
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.kernels.elementwise import FeatureMap, row_map
@@ -35,9 +43,18 @@ def feature_kind(b: Builder, value: ir.Value, result: ir.Value, layout: FeatureM
         return "feature" if is_vector else None
     if own == shape:
         stored = b.layout_of(value)
-        if stored is None or stored.axis != axis or stored.same_points(_with_block(b, layout)):
-            return "same"
+        if stored is None or stored.axis != axis:
+            return "same" if _can_convert(own, layout) else None
+        return "same" if stored.same_points(_with_block(b, layout)) else None
     return None
+
+
+def _can_convert(shape: tuple[int, ...], layout: FeatureMajor) -> bool:
+    """True if a row-major value becomes feature-major with the images and points of `layout`."""
+    if split_points(shape, layout.axis) != (layout.images, layout.points):
+        return False
+    before = int(np.prod(shape[: layout.axis], dtype=np.int64))
+    return bool(before == layout.images) or layout.axis == len(shape) - 1
 
 
 def _with_block(b: Builder, layout: FeatureMajor) -> FeatureMajor:

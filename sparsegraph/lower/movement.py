@@ -32,10 +32,9 @@ def copy_flat(b: Builder, source: Stored, to: Stored) -> None:
     emit_call(b, call, to.address, source.address)
 
 
-def copy_permuted(b: Builder, x: Stored, perm: Sequence[int], result: ir.Value) -> None:
+def copy_permuted(b: Builder, x: Stored, perm: Sequence[int], to: Stored) -> None:
     """Transpose row-major memory."""
-    call = movement.transpose(x.dtype, x.shape, perm)
-    emit_call(b, call, b.new_row(result).address, x.address)
+    emit_call(b, movement.transpose(x.dtype, x.shape, perm), to.address, x.address)
 
 
 def lower_slice(b: Builder, node: ir.Node) -> None:

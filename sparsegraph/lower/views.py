@@ -42,8 +42,6 @@ def lower_transpose(b: Builder, node: ir.Node) -> None:
     perm = ints_attribute(node, "perm") or tuple(reversed(range(rank)))
 
     def make() -> None:
-        from sparsegraph.lower.movement import copy_permuted
-
         layout = b.layout_of(x)
         if layout is not None and keeps_points(shape_of(x), layout, perm):
             stored = b.feature(x, layout.axis)
@@ -55,7 +53,7 @@ def lower_transpose(b: Builder, node: ir.Node) -> None:
         if moving == sorted(moving):  # only axes of extent 1 move
             b.keep(result, replace(b.row(x), shape=shape_of(result)))
             return
-        copy_permuted(b, b.row(x), perm, result)
+        b.copy_permuted(b.row(x), perm, b.new_row(result))
 
     b.defer(result, make)
 

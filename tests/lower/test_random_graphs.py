@@ -1,0 +1,47 @@
+"""Random graphs (tests/lower/random_graphs.py) compute natively what ONNX Runtime computes."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparsegraph import verify
+from sparsegraph.compile import compile
+from tests.lower import random_graphs
+
+
+@given(st.data(), st.integers(4, 24))
+@settings(
+    max_examples=20, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example,
+                           HealthCheck.data_too_large],
+)  # fmt: skip
+def test_a_random_graph_equals_onnx_runtime(data: st.DataObject, n_nodes: int) -> None:
+    model, feed = random_graphs.build(lambda n: data.draw(st.integers(0, n - 1)), n_nodes)
+    expected = verify.run_onnx(model, feed)
+    compiled = compile(model, keep_native=True, check=False)
+    names = [o.name for o in compiled.session.get_outputs()]
+    got = dict(zip(names, compiled.run(None, feed)))
+    for name in expected:
+        assert verify.compare({name: got[name]}, {name: expected[name]}) <= 1e-4, name
+
+
+def test_packed_heads_with_the_batch_inside() -> None:
+    """[T, B, E] sliced by a Gather of one index per part, as torch's MultiheadAttention does."""
+    g = random_graphs.Graph(lambda n: 0)
+    x = g.input((65, 2, 33))
+    packed = g.op("MatMul", [x, g.numbers(33, 99)], (65, 2, 99))
+    parted = g.op("Reshape", [packed, g.ints(65, 2, 3, 33)], (65, 2, 3, 33))
+    turned = g.op("Transpose", [parted], (3, 65, 2, 33), perm=[2, 0, 1, 3])
+    heads = []
+    for i in range(3):
+        part = g.op("Gather", [turned, g.scalar(i)], (65, 2, 33), axis=0)
+        split = g.op("Reshape", [part, g.ints(65, 6, 11)], (65, 6, 11))
+        turn = g.op("Transpose", [split], (6, 65, 11), perm=[1, 0, 2])
+        heads.append(g.op("Reshape", [turn, g.ints(2, 3, 65, 11)], (2, 3, 65, 11)))
+    y = g.op("Attention", heads, (2, 3, 65, 11))
+    merged = g.op("Transpose", [y], (65, 2, 3, 11), perm=[2, 0, 1, 3])
+    flat = g.op("Reshape", [merged, g.ints(130, 33)], (130, 33))
+    g.op("MatMul", [flat, g.numbers(33, 33)], (130, 33))
+    model, feed = g.finish()
+    compiled = compile(model, check=False, keep_native=True, fallback=False)
+    (expected,) = verify.run_onnx(model, feed).values()
+    assert verify.compare(compiled.run(None, feed)[0], expected) <= 1e-5
