@@ -291,12 +291,13 @@ def list_targets(json: Json = None) -> None:
     rows = machine.targets()
     screen.table(
         "Targets",
-        ["name", "triple", "lanes", "registers", "L1 KiB", "L2 KiB", "features", "linker", "here"],
+        ["name", "lanes", "registers", "L1 KiB", "L2 KiB", "linker", "here", "Debian packages"],
         [
             [
-                r.name, r.triple, r.lanes, r.n_registers, r.l1_bytes >> 10, r.l2_bytes >> 10,
-                ", ".join(r.features), r.linker or "none installed",
+                r.name, r.lanes, r.n_registers, r.l1_bytes >> 10, r.l2_bytes >> 10,
+                r.linker or "none installed",
                 "native" if r.is_native else "runs" if r.runs_here else r.emulator or "no",
+                ", ".join(r.packages),
             ]
             for r in rows
         ],

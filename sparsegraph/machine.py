@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,12 @@ _TOOLS = ("sparsegraph", "onnxruntime", "onnx", "onnx-ir", "apache-tvm", "numpy"
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One target. `linker` and `emulator` are the installed commands, empty if there are none."""
+    """One target.
+
+    Attributes:
+        linker, emulator: the installed commands, empty if there are none.
+        packages: Debian packages for linking, and for running on other machines.
+    """
 
     name: str
     triple: str
@@ -26,6 +32,7 @@ class TargetRow:
     features: tuple[str, ...]
     linker: str
     emulator: str
+    packages: tuple[str, ...]
     runs_here: bool
     is_native: bool
 
@@ -45,13 +52,19 @@ def targets() -> list[TargetRow]:
             l1_bytes=t.l1_bytes,
             l2_bytes=t.l2_bytes,
             features=t.features,
-            linker=next((c for c in t.linker if shutil.which(c)), ""),
-            emulator=next((c for c in t.emulator[:1] if shutil.which(c)), ""),
+            linker=_installed(t.linker),
+            emulator=_installed(t.emulator[:1]),
+            packages=t.packages,
             runs_here=known.runs_here(t),
             is_native=t.name == native,
         )
         for t in known.KNOWN.values()
     ]
+
+
+def _installed(commands: Sequence[str]) -> str:
+    """The first command that is installed, or nothing."""
+    return next((c for c in commands if shutil.which(c)), "")
 
 
 def facts() -> dict[str, object]:

@@ -3,12 +3,12 @@
 import platform
 from pathlib import Path
 
-from sparsegraph.targets import aarch64, x86
+from sparsegraph.targets import aarch64, arm, riscv, x86
 from sparsegraph.targets.target import Target, parse
 
 from sparsegraph.errors import UnsupportedError, message
 
-FAMILIES = (x86, aarch64)
+FAMILIES = (x86, aarch64, arm, riscv)
 KNOWN: dict[str, Target] = {t.name: t for family in FAMILIES for t in family.TARGETS}
 
 
@@ -16,13 +16,13 @@ def get(text: str) -> Target:
     """The target that `text` names; `native` is this machine.
 
     Raises:
-        UnsupportedError: unknown name, or a machine that no target describes.
+        UnsupportedError: unknown name or feature, or a machine that no target describes.
     """
     return native() if text == "native" else parse(text, KNOWN)
 
 
 def native() -> Target:
-    """The best target that this machine can run.
+    """The first target that this machine can run (families list the widest vectors first).
 
     Raises:
         UnsupportedError: if none of the targets fits.
@@ -38,11 +38,12 @@ def native() -> Target:
 
 def runs_here(target: Target) -> bool:
     """True if this machine is of the target's family and has its features."""
-    return target.arch == platform.machine() and cpu_features().issuperset(target.features)
+    needed = {*target.features, *target.extra_features}
+    return target.arch == platform.machine() and cpu_features() >= needed
 
 
 def cpu_features() -> set[str]:
-    """CPU features of this machine, in LLVM's words (Linux)."""
+    """CPU features of this machine, in Linux's words and in LLVM's."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -52,6 +53,14 @@ def cpu_features() -> set[str]:
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             words.update(value.split())
-    if "asimd" in words:
-        words.add("neon")
-    return words
+        elif key.strip() == "isa":
+            words.update(_riscv_words(value.strip()))
+    known = {f for t in KNOWN.values() for f in t.known_features}
+    return words | {f.name for f in known if f.linux_word in words}
+
+
+def _riscv_words(isa: str) -> set[str]:
+    """`rv64imafdcv_zicsr_zvl256b` -> single letters and the longer names."""
+    base, *longer = isa.split("_")
+    words = {*base.removeprefix("rv64"), *longer}
+    return words | {"zvl128b"} if "v" in words else words

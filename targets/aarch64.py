@@ -1,19 +1,56 @@
-"""64-bit Arm machines with NEON."""
+"""64-bit Arm machines with NEON, on Linux: a baseline for all, and presets for common cores.
 
-from sparsegraph.targets.target import Target
+Cache sizes are those of one core as its maker documents them; where the maker leaves a choice,
+that of the named board. `sve` and `sve2` allow these instructions: TVM 0.27 declares every vector
+length possible, so LLVM keeps the kernels' fixed vectors in NEON registers.
+"""
+
+import dataclasses
+
+from sparsegraph.targets.target import Feature, Target
+
+FEATURES = (
+    Feature("neon", word="asimd"),
+    Feature("fullfp16", ("neon",), "asimdhp"),
+    Feature("dotprod", ("neon",), "asimddp"),
+    Feature("bf16", ("neon",)),
+    Feature("i8mm", ("neon",)),
+    Feature("sve", ("fullfp16",)),
+    Feature("sve2", ("sve",)),
+)
 
 NEON = Target(
     name="aarch64",
     arch="aarch64",
     triple="aarch64-linux-gnu",
-    cpu="cortex-a76",
+    cpu="cortex-a72",  # of the ARMv8.0 cores the one with the best scheduling model
     features=("neon",),
     lanes=4,
     n_registers=32,
-    l1_bytes=64 << 10,
+    l1_bytes=32 << 10,
     l2_bytes=512 << 10,
     linker=("aarch64-linux-gnu-gcc",),
     emulator=("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"),
+    known_features=FEATURES,
 )
+_V82 = ("neon", "dotprod", "fullfp16")
+_SVE = (*_V82, "bf16", "i8mm", "sve")
 
-TARGETS = [NEON]
+
+def _core(name: str, cpu: str, features: tuple[str, ...], l1_kib: int, l2_kib: int) -> Target:
+    return dataclasses.replace(
+        NEON, name=name, cpu=cpu, features=features, l1_bytes=l1_kib << 10, l2_bytes=l2_kib << 10
+    )
+
+
+TARGETS = [
+    NEON,
+    _core("cortex-a53", "cortex-a53", ("neon",), 32, 512),
+    _core("cortex-a55", "cortex-a55", _V82, 32, 128),
+    _core("raspberry-pi-4", "cortex-a72", ("neon",), 32, 1024),
+    _core("raspberry-pi-5", "cortex-a76", _V82, 64, 512),
+    _core("neoverse-n1", "neoverse-n1", _V82, 64, 1024),
+    _core("neoverse-v1", "neoverse-v1", _SVE, 64, 1024),
+    _core("neoverse-v2", "neoverse-v2", (*_SVE, "sve2"), 64, 2048),
+    _core("apple-m1", "apple-m1", _V82, 128, 12 << 10),
+]

@@ -128,7 +128,9 @@ def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
 
 
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
-    """Vector of the named lanes of the concatenated `vectors`."""
+    """Vector of the named lanes of the concatenated `vectors`; a scalar for one lane."""
+    if len(lanes) == 1 and all("x" not in str(v.ty) for v in vectors):
+        return vectors[lanes[0]]  # TVM 0.27 makes of it an undefined value
     return T.Shuffle(list(vectors), [const(i, "int32") for i in lanes])
 
 
@@ -228,10 +230,12 @@ def _passes() -> list[Any]:
 
 
 def _llvm(target: Target) -> Any:
-    attributes = [f"+{f}" for f in target.extra_features]
+    attributes = [f"+{f}" for f in (*target.code_features, *target.extra_features)]
     options: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
     if attributes:
         options["mattr"] = attributes
+    if target.abi:
+        options["mfloat-abi" if target.abi == "hard" else "mabi"] = target.abi
     return tvm.target.Target(options)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from sparsegraph.targets.target import Target
+from sparsegraph.targets.target import PACKAGES, Target
 
 from sparsegraph.errors import UnsupportedError, message
 
@@ -29,7 +29,7 @@ def driver(target: Target) -> list[str]:
     if find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
     need = " or ".join(target.linker)
-    fix = f"install {need}, or `pip install ziglang`"
+    fix = f"install the Debian package {PACKAGES[target.linker[0]]}, or `pip install ziglang`"
     raise UnsupportedError(message("target", str(target), "no C compiler driver", need, fix))
 
 

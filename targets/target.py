@@ -1,13 +1,46 @@
 """A target is a page of facts about one machine: what it can do, how wide, how much cache.
 
 Text form: `name` or `name:feature,feature`, for example `x86-64-v3:avxvnni`. It parses and prints
-back. Kernels ask for properties (`target.lanes`, `target.has("avx2")`), never for a name.
+back; a feature brings along what it implies. Kernels ask for properties (`target.lanes`,
+`target.has("avx2")`), never for a name.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from sparsegraph.errors import UnsupportedError, message
+
+PACKAGES = {  # command -> Debian package
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
+    "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu",
+    "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
+    "cc": "gcc",
+    "gcc": "gcc",
+    "clang": "clang",
+    "wasm-ld": "lld",
+    "node": "nodejs",
+    "qemu-aarch64": "qemu-user",
+    "qemu-arm": "qemu-user",
+    "qemu-riscv64": "qemu-user",
+    "qemu-x86_64": "qemu-user",
+}
+
+
+class Feature(NamedTuple):
+    """A CPU feature: LLVM's name, the features that it implies, and Linux's word for it."""
+
+    name: str
+    implies: tuple[str, ...] = ()
+    word: str = ""
+
+    @property
+    def linux_word(self) -> str:
+        """The word in /proc/cpuinfo."""
+        return self.word or self.name
 
 
 @dataclass(frozen=True)
@@ -16,16 +49,22 @@ class Target:
 
     Attributes:
         name: the text before the colon.
-        arch: machine family as the C compiler's triple spells it (`x86_64`, `aarch64`).
+        arch: machine family as `uname -m` spells it (`x86_64`, `aarch64`).
         triple: LLVM target triple.
         cpu: LLVM processor name whose scheduling model is used.
         features: CPU features that generated code may use, in LLVM's words.
-        lanes: float32 values in one vector register.
-        n_registers: vector registers.
+        lanes: float32 values in one vector register; 1 for a machine without vectors.
+        n_registers: vector registers (for lanes = 1: floating-point registers).
         l1_bytes: level 1 data cache of one core.
         l2_bytes: level 2 cache of one core.
         linker: candidate C compiler drivers that link for this machine, best first.
         emulator: command that runs a program of this machine elsewhere, or empty.
+        code_features: features that LLVM has to be told beside `cpu`, for families whose
+            processor names leave them open.
+        abi: LLVM's name of the calling convention where the triple leaves it open.
+        known_features: all features of the family.
+        extra_features: closed under implication, sorted; what the text form lists.
+        output: what is made: a shared library, a WebAssembly module, or C source.
     """
 
     name: str
@@ -39,30 +78,66 @@ class Target:
     l2_bytes: int
     linker: tuple[str, ...]
     emulator: tuple[str, ...] = ()
+    code_features: tuple[str, ...] = ()
+    abi: str = ""
+    known_features: tuple[Feature, ...] = field(default=(), repr=False)
     extra_features: tuple[str, ...] = ()
+    output: Literal["library", "wasm", "c"] = "library"
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""
         return feature in self.features or feature in self.extra_features
 
-    def with_features(self, extra: tuple[str, ...]) -> "Target":
-        """The same machine with more features."""
-        return dataclasses.replace(self, extra_features=tuple(sorted(set(extra))))
+    def with_features(self, extra: Iterable[str]) -> "Target":
+        """The same machine with more features and what they imply.
+
+        Raises:
+            UnsupportedError: the family has no such feature; names the nearest.
+        """
+        table = {f.name: f for f in self.known_features}
+        for name in extra:
+            if name not in table:
+                raise UnsupportedError(_unknown("feature", name, table, str(self)))
+        closed = closure(extra, table) - set(self.features)
+        return dataclasses.replace(self, extra_features=tuple(sorted(closed)))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Debian packages that link for this machine and run its programs elsewhere."""
+        tools = (*self.linker[:1], *self.emulator[:1])
+        return tuple(dict.fromkeys(PACKAGES[tool] for tool in tools))
 
     def __str__(self) -> str:
         return self.name + (":" + ",".join(self.extra_features) if self.extra_features else "")
 
 
-def parse(text: str, known: dict[str, Target]) -> Target:
+def closure(names: Iterable[str], table: Mapping[str, Feature]) -> set[str]:
+    """`names` and everything that they imply, directly or not."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += table[name].implies
+    return found
+
+
+def parse(text: str, known: Mapping[str, Target]) -> Target:
     """Read a target's text form.
 
     Raises:
-        UnsupportedError: for a name that is not in `known`.
+        UnsupportedError: for a name or a feature that is not known; names the nearest.
     """
     name, _, features = text.partition(":")
     if name not in known:
-        need = ", ".join(sorted(known))
-        fix = "take one of these names; `sparsegraph targets` lists them"
-        raise UnsupportedError(message("target", text, "an unknown name", need, fix))
-    extra = tuple(f for f in features.split(",") if f)
+        raise UnsupportedError(_unknown("target", name, known, "the table"))
+    extra = [f for f in features.split(",") if f]
     return known[name].with_features(extra) if extra else known[name]
+
+
+def _unknown(what: str, name: str, known: Mapping[str, object], owner: str) -> str:
+    names = ", ".join(sorted(known)) or "none"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    fix = f"write {near[0]}" if near else f"take one that {owner} has"
+    return message(what, name, "an unknown name", names, fix + "; `sparsegraph targets` lists all")

@@ -125,7 +125,7 @@ class _Windows:
     def fold_columns(self, to: Expr, row: Expr) -> None:
         """Fold the padded row's windows into the result row at `to`."""
         a, lanes, stride = self.a, self.spec.lanes, self.spec.stride
-        if stride > 2:
+        if stride > 2 and lanes > 1:
             with loop(0, divide((a["width_out"] - 1) * stride + lanes, lanes)) as v:
                 store(a["scratch"], self.window(v * lanes), a["row_size"] + v * lanes, lanes)
         with loop(0, divide(a["width_out"] + (lanes - 1), lanes)) as v:
@@ -138,9 +138,9 @@ class _Windows:
     def strided(self, at: Expr) -> Expr:
         """Every stride-th window from `at`."""
         a, lanes, stride = self.a, self.spec.lanes, self.spec.stride
-        if stride == 1:
+        if stride == 1 or lanes == 1:
             return self.window(at)
-        if stride == 2 and lanes > 1:
+        if stride == 2:
             pair = [self.window(at), self.window(at + lanes)]
             return bind(emit.shuffle(pair, range(0, 2 * lanes, 2)))
         points = [bind(load(a["scratch"], a["row_size"] + at + i * stride)) for i in range(lanes)]

@@ -131,6 +131,8 @@ def fold_row(n: Expr, load: Load, fold: str, dtype: str, lanes: int, ways: int =
 def _across(vector: Expr, step: Fold) -> Expr:
     """The fold of the lanes of one vector, by halves."""
     lanes = type_of(vector)[1]
+    if lanes == 1:
+        return vector
     while lanes > 2:
         lanes //= 2
         low, high = (emit.shuffle([vector], range(s, s + lanes)) for s in (0, lanes))

@@ -106,8 +106,8 @@ class _Nearest:
     def pairs(self, even: Expr, odd: Expr, to: Expr) -> None:
         """Store even[0], odd[0], even[1], ..."""
         for half in (0, 1):
-            first = half * self.lanes // 2
-            order = [i + o for i in range(first, first + self.lanes // 2) for o in (0, self.lanes)]
+            first = half * self.lanes
+            order = [i // 2 + i % 2 * self.lanes for i in range(first, first + self.lanes)]
             self.keep(emit.shuffle([even, odd], order), to + half * self.lanes)
 
     def pick(self, first: Expr, column: Expr) -> Expr:

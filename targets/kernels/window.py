@@ -211,7 +211,7 @@ class Sweep:
     def first(self, vector: Expr, n: Expr) -> Expr:
         """The first n lanes of `vector`, the fill value in the others."""
         if self.lanes == 1:
-            return vector
+            return emit.select(n > 0, vector, const(self.fill))
         numbers = [const(i, "int32") for i in range(self.lanes)]
         lane = bind(emit.shuffle(numbers, range(self.lanes)))
         return emit.select(lane < splat(n, self.lanes), vector, splat(const(self.fill), self.lanes))

@@ -1,0 +1,29 @@
+"""32-bit Arm machines with NEON (ARMv7-A, hard-float ABI)."""
+
+import dataclasses
+
+from sparsegraph.targets.target import Feature, Target
+
+FEATURES = (Feature("neon"), Feature("vfp4", ("neon",), "vfpv4"))
+
+NEON = Target(
+    name="armv7",
+    arch="armv7l",
+    triple="armv7-linux-gnueabihf",
+    cpu="cortex-a9",
+    features=("neon",),
+    lanes=4,
+    n_registers=16,
+    l1_bytes=32 << 10,
+    l2_bytes=256 << 10,
+    linker=("arm-linux-gnueabihf-gcc",),
+    emulator=("qemu-arm", "-L", "/usr/arm-linux-gnueabihf"),
+    code_features=("neon",),
+    abi="hard",
+    known_features=FEATURES,
+)
+A7 = dataclasses.replace(
+    NEON, name="cortex-a7", cpu="cortex-a7", features=("neon", "vfp4"), l2_bytes=512 << 10
+)
+
+TARGETS = [A7, NEON]

@@ -1,0 +1,33 @@
+"""Whole models on machines that are not this one, under qemu, against ONNX Runtime."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsegraph import targets
+from tests.targets import cross
+
+# Every machine runs the digits CNN; the larger models share the machines among them.
+COMBINATIONS = [
+    *(("digits_cnn", density, name)
+      for name in ("armv7", "riscv64", "riscv64-v128", "riscv64-v256", "aarch64:sve2",
+                   "raspberry-pi-5", "x86-64-v2")
+      for density in (1.0, 0.1)),
+    ("mobilenet_v1", 0.1, "aarch64"),
+    ("mobilenet_v1", 1.0, "armv7"),
+    ("resnet18", 1.0, "aarch64"),
+    ("resnet18", 0.1, "riscv64-v256"),
+    ("minilm", 0.1, "armv7"),
+    ("minilm", 0.1, "riscv64"),
+    ("minilm", 1.0, "riscv64-v128"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "density", "name"), COMBINATIONS)
+def test_models_equal_onnx_runtime(model: str, density: float, name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = cross.Case(model, density)
+    compiled = case.compile(target, tmp_path / "m.sg")
+    case.check(compiled, tmp_path, target, cross.build_runner(target, compiled.path))
