@@ -24,6 +24,7 @@ from sparsegraph.passes.fuse_gelu import FuseGelu
 from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
 from sparsegraph.passes.merge_reshapes import MergeReshapes
 from sparsegraph.passes.merge_transposes import MergeTransposes
+from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.passes.remove_identity import RemoveIdentity
 from sparsegraph.passes.remove_unused import RemoveUnused
 from sparsegraph.passes.slice_packed_heads import SlicePackedHeads
@@ -54,6 +55,7 @@ PASSES: tuple[Pass, ...] = (
     FoldConvBias(),  # what stood behind a norm
     FoldScale(),
     SplitBatchNorm(),  # what is left of batch norm is a multiply and an add
+    RemoveDeadChannels(),  # what no output notices
     # clean: what the steps above left behind
     FoldConstants(),
     RemoveIdentity(),
