@@ -1,16 +1,21 @@
-"""Where the temporaries of a `Program` lie: one arena, offsets fixed at compile time.
+"""Where the temporaries of a `Program` lie: offsets are fixed at compile time.
 
-A temporary lives from the first step that names it to the last. Two temporaries may share memory
-if no step lies in both lives. Largest first, each into the smallest gap that holds it.
+Temporaries share one arena, panels the scratch memory of each thread. A buffer lives from the first
+chain that names it to the last, a panel from the first step of its chain to the last. Two buffers
+may share memory if they never live together. Largest first, each into the smallest gap that holds
+it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sparsegraph.program import Program, Ref, Scratch, Step
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 SLACK = 64  # kernels may read one vector past the end of a buffer
+
+Lives = dict[str, tuple[int, int]]
+"""Buffer -> first and last use."""
 
 
 @dataclass(frozen=True)
@@ -20,40 +25,63 @@ class MemoryPlan:
     Attributes:
         offsets: temporary -> start in the arena, a multiple of `ALIGNMENT`.
         arena_bytes: size of the arena.
-        lower_bound: bytes that live at the same time at the worst step; no plan needs less.
-        scratch_bytes: scratch of one thread, the most that any step asks for.
+        lower_bound: bytes that live at the same time in the worst chain; no plan needs less.
+        panels: panel -> start in the scratch memory of a thread.
+        scratch_starts: per step, where its own scratch begins, behind the panels of its chain.
+        scratch_bytes: scratch memory of one thread, the most that any step asks for.
     """
 
     offsets: dict[str, int]
     arena_bytes: int
     lower_bound: int
+    panels: dict[str, int]
+    scratch_starts: tuple[int, ...]
     scratch_bytes: int
 
 
 def plan(program: Program) -> MemoryPlan:
-    """Place every temporary that a step names; the same program always gives the same plan."""
-    lives = lifetimes(program)
+    """Place every buffer that a step names; the same program always gives the same plan."""
+    runs = program.runs()
+    lives = lifetimes(runs, program.steps, program.temporaries)
     sizes = {name: padded(program.temporaries[name]) for name in lives}
+    offsets, arena_bytes = _place(lives, sizes)
+    panels: dict[str, int] = {}
+    starts: list[int] = []
+    for run in runs:
+        local = lifetimes([[i] for i in run], program.steps, program.panels)
+        places, n_bytes = _place(local, {n: padded(program.panels[n]) for n in local})
+        panels |= places
+        starts += [n_bytes] * len(run)
+    ends = (start + sum(scratch_sizes(s)) for start, s in zip(starts, program.steps))
+    return MemoryPlan(
+        offsets=offsets,
+        arena_bytes=arena_bytes,
+        lower_bound=_most_live(lives, sizes, len(runs)),
+        panels=panels,
+        scratch_starts=tuple(starts),
+        scratch_bytes=max(ends, default=0),
+    )
+
+
+def lifetimes(
+    moments: Iterable[Iterable[int]], steps: list[Step], names: Collection[str]
+) -> Lives:  # fmt: skip
+    """The life of each buffer of `names`; `moments` are groups of steps, in order."""
+    lives: Lives = {}
+    for moment, group in enumerate(moments):
+        for arg in (a for i in group for a in steps[i].args):
+            if isinstance(arg, Ref) and arg.buffer in names:
+                lives[arg.buffer] = (lives.get(arg.buffer, (moment, moment))[0], moment)
+    return lives
+
+
+def _place(lives: Lives, sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Start of every buffer, and the bytes that all need together."""
     offsets: dict[str, int] = {}
     for name in sorted(lives, key=lambda n: (-sizes[n], lives[n], n)):
         taken = [(offsets[o], offsets[o] + sizes[o]) for o in offsets if _meet(lives, name, o)]
         offsets[name] = _best_gap(sorted(taken), sizes[name])
-    return MemoryPlan(
-        offsets=offsets,
-        arena_bytes=max((offsets[n] + sizes[n] for n in offsets), default=0),
-        lower_bound=_most_live(lives, sizes, len(program.steps)),
-        scratch_bytes=max((sum(scratch_sizes(s)) for s in program.steps), default=0),
-    )
-
-
-def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
-    """Temporary -> (first, last) index of the steps that name it."""
-    lives: dict[str, tuple[int, int]] = {}
-    for i, step in enumerate(program.steps):
-        for arg in step.args:
-            if isinstance(arg, Ref) and arg.buffer in program.temporaries:
-                lives[arg.buffer] = (lives.get(arg.buffer, (i, i))[0], i)
-    return lives
+    return offsets, max((offsets[n] + sizes[n] for n in offsets), default=0)
 
 
 def scratch_sizes(step: Step) -> list[int]:
@@ -66,7 +94,7 @@ def padded(n_bytes: int) -> int:
     return -(-(n_bytes + SLACK) // ALIGNMENT) * ALIGNMENT
 
 
-def _meet(lives: dict[str, tuple[int, int]], a: str, b: str) -> bool:
+def _meet(lives: Lives, a: str, b: str) -> bool:
     return lives[a][0] <= lives[b][1] and lives[b][0] <= lives[a][1]
 
 
@@ -81,8 +109,8 @@ def _best_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
     return end if best is None else best
 
 
-def _most_live(lives: dict[str, tuple[int, int]], sizes: dict[str, int], n_steps: int) -> int:
-    change = [0] * (n_steps + 1)
+def _most_live(lives: Lives, sizes: dict[str, int], n_chains: int) -> int:
+    change = [0] * (n_chains + 1)
     for name, (first, last) in lives.items():
         change[first] += sizes[name]
         change[last + 1] -= sizes[name]

@@ -4,6 +4,7 @@ A `Program` is one native segment. A `Plan` is the model: native segments and se
 Runtime runs, in order, over values named as in the ONNX graph.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,8 @@ class Step:
         detail: for people: format, density, layout.
         flops: floating-point operations that remain (2 per multiply-add).
         dense_flops: the same if no weight were zero.
+        tiled: pointer parameters of whose value item i touches nothing but tile i of the points
+            (images * tiles items); their strides are the parameters NAME_image and NAME_tile.
     """
 
     kernel: Kernel
@@ -72,6 +75,7 @@ class Step:
     detail: str = ""
     flops: int = 0
     dense_flops: int = 0
+    tiled: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,7 +83,12 @@ class Program:
     """A native segment.
 
     Buffers are inputs and outputs (by tensor name, owned by the caller), weights (by name, in the
-    weight file) and temporaries (`temporaries`: name -> bytes, placed by the memory planner).
+    weight file), temporaries (`temporaries`: name -> bytes, placed by the memory planner) and
+    panels (`panels`: name -> bytes), one tile of points that each thread has for itself.
+
+    Attributes:
+        chains: lengths of runs of steps; the steps of one run go tile by tile, so that a tile is
+            still in the cache when the next step reads it. Empty: every step on its own.
     """
 
     inputs: tuple[Tensor, ...]
@@ -87,6 +96,14 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     temporaries: dict[str, int] = field(default_factory=dict)
+    panels: dict[str, int] = field(default_factory=dict)
+    chains: list[int] = field(default_factory=list)
+
+    def runs(self) -> list[range]:
+        """The steps of each chain, in order."""
+        lengths = self.chains or [1] * len(self.steps)
+        ends = list(itertools.accumulate(lengths))
+        return [range(end - n, end) for n, end in zip(lengths, ends)]
 
 
 @dataclass

@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
     void (*run)(const sg_call *call, int32_t begin, int32_t end);
     int32_t items; /* independent; threads share them */
+    int32_t chain; /* steps that go item by item together, this one first; 0 within a chain */
     const char *name;
 } sg_step;
 

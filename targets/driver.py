@@ -73,12 +73,17 @@ def step_name(step: Step) -> str:
 
 def _segment_text(i: int, segment: Segment) -> list[str]:
     program = segment.program
-    parts = [_step_text(f"step_{i}_{j}", s, segment) for j, s in enumerate(program.steps)]
+    starts = segment.memory.scratch_starts
+    parts = [
+        _step_text(f"step_{i}_{j}", step, start, segment)
+        for j, (step, start) in enumerate(zip(program.steps, starts, strict=True))
+    ]
     parts += _tensors_text(f"inputs_{i}", program.inputs)
     parts += _tensors_text(f"outputs_{i}", program.outputs)
     if program.steps:
+        lengths = {run.start: len(run) for run in program.runs()}
         rows = ",\n".join(
-            f"    {{step_{i}_{j}, {s.items}, {c_string(step_name(s))}}}"
+            f"    {{step_{i}_{j}, {s.items}, {lengths.get(j, 0)}, {c_string(step_name(s))}}}"
             for j, s in enumerate(program.steps)
         )
         parts.append(f"static const sg_step steps_{i}[] = {{\n{rows}\n}};\n")
@@ -108,7 +113,7 @@ def _tensors_text(name: str, tensors: Sequence[Tensor]) -> list[str]:
     return [*shapes, f"static const sg_tensor {name}[] = {{\n{table}\n}};\n"]
 
 
-def _step_text(name: str, step: Step, segment: Segment) -> str:
+def _step_text(name: str, step: Step, scratch_start: int, segment: Segment) -> str:
     kernel = step.kernel
     assert len(step.args) == len(kernel.params), f"{kernel.name}: arguments do not match"
     assert 0 <= step.items < 1 << 31, f"{kernel.name}: {step.items} items"
@@ -117,7 +122,7 @@ def _step_text(name: str, step: Step, segment: Segment) -> str:
     for param, arg in zip(kernel.params, step.args):
         if isinstance(arg, Scratch):
             assert param.is_pointer, f"{kernel.name}.{param.name} is no pointer"
-            values.append(_pointer(param, f"c->scratch + {next(scratch)}"))
+            values.append(_pointer(param, f"c->scratch + {scratch_start + next(scratch)}"))
         elif isinstance(arg, Ref):
             assert param.is_pointer, f"{kernel.name}.{param.name} is no pointer"
             values.append(_pointer(param, _address(param, arg, segment)))
@@ -152,6 +157,9 @@ def _address(param: emit.Param, ref: Ref, segment: Segment) -> str:
         assert 0 <= start <= weight.nbytes, f"{ref} lies outside the weight {weight.shape}"
         assert weight.dtype == param.dtype, f"{ref} is {weight.dtype}, need {param.dtype}"
         return f"c->weights + {segment.weights[ref.buffer] + start}"
+    if ref.buffer in segment.memory.panels:
+        assert 0 <= start <= program.panels[ref.buffer], f"{ref} lies outside its panel"
+        return f"c->scratch + {segment.memory.panels[ref.buffer] + start}"
     assert ref.buffer in segment.memory.offsets, f"{ref} names no buffer of the program"
     assert 0 <= start <= program.temporaries[ref.buffer], f"{ref} lies outside its buffer"
     return f"c->arena + {segment.memory.offsets[ref.buffer] + start}"

@@ -34,13 +34,18 @@ def programs(draw: st.DrawFn) -> Program:
     names = [f"t{i}" for i in range(draw(st.integers(0, 12)))]
     sizes = {n: draw(st.integers(0, 3000)) for n in names}
     some = st.lists(st.sampled_from(names), max_size=4) if names else st.just([])
-    return program(draw(st.lists(some, max_size=15)), sizes)
+    made = program(draw(st.lists(some, max_size=15)), sizes)
+    rest = len(made.steps)
+    while rest:
+        made.chains.append(draw(st.integers(1, rest)))
+        rest -= made.chains[-1]
+    return made
 
 
 @settings(max_examples=300, deadline=None)
 @given(programs())
 def test_live_buffers_never_overlap(p: Program) -> None:
-    plan, lives = memory.plan(p), memory.lifetimes(p)
+    plan, lives = memory.plan(p), memory.lifetimes(p.runs(), p.steps, p.temporaries)
     assert plan.offsets.keys() == lives.keys()
     for a, (first_a, last_a) in lives.items():
         start_a, stop_a = plan.offsets[a], plan.offsets[a] + p.temporaries[a]
@@ -69,13 +74,43 @@ def test_chain_needs_two_buffers() -> None:
 
 def test_lifetime_covers_every_use() -> None:
     p = program([["a"], ["b"], ["a", "b"], ["c"]], {"a": 64, "b": 64, "c": 64, "unused": 64})
-    assert memory.lifetimes(p) == {"a": (0, 2), "b": (1, 2), "c": (3, 3)}
+    assert memory.lifetimes(p.runs(), p.steps, p.temporaries) == {
+        "a": (0, 2),
+        "b": (1, 2),
+        "c": (3, 3),
+    }
 
 
 def test_smallest_gap_that_fits_is_taken() -> None:
     assert memory._best_gap([(256, 320), (384, 448), (1024, 1088)], 64) == 320
     assert memory._best_gap([(256, 320), (384, 448)], 4096) == 448
     assert memory._best_gap([], 64) == 0
+
+
+def test_steps_of_one_chain_never_share_memory() -> None:
+    p = program([["a"], ["b"], ["c"]], dict.fromkeys("abc", 64))
+    assert memory.plan(p).arena_bytes == memory.padded(64)
+    p.chains = [2, 1]
+    plan = memory.plan(p)
+    assert plan.offsets["a"] != plan.offsets["b"]
+    assert plan.arena_bytes == plan.lower_bound == 2 * memory.padded(64)
+
+
+def test_panels_lie_before_the_scratch_of_their_chain() -> None:
+    steps = [
+        Step(Nothing(), (Ref("p"), Scratch(10)), 1),
+        Step(Nothing(), (Ref("p"), Ref("q")), 1),
+        Step(Nothing(), (Ref("q"), Ref("r")), 1),
+        Step(Nothing(), (Scratch(70),), 1),
+    ]
+    p = Program((), (), steps, panels={"p": 100, "q": 200, "r": 100}, chains=[3, 1])
+    plan = memory.plan(p)
+    assert plan.panels["p"] == plan.panels["r"], "r is written after p is read last"
+    assert abs(plan.panels["p"] - plan.panels["q"]) >= memory.padded(100)
+    panels = memory.padded(100) + memory.padded(200)
+    assert plan.scratch_starts == (panels, panels, panels, 0)
+    assert plan.scratch_bytes == panels + memory.padded(10)
+    assert plan.arena_bytes == 0
 
 
 def test_scratch_is_the_largest_step() -> None:

@@ -329,7 +329,8 @@ class Builder:
             kernel = convert.Transpose("tokens", lanes)
             args = (to, fm.points * fm.features, fm.features, *form.strides(),
                     fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
-        self.step(kernel, args, fm.images * fm.tiles, detail=f"layout of {value.name}")
+        detail = f"layout of {value.name}"
+        self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
         if to != made.ref:
             shape = (before, fm.images * fm.points // before, fm.features)
             self.copy_permuted(Stored(to, shape, "float32"), (0, 2, 1), made)
@@ -357,7 +358,8 @@ class Builder:
                     fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
         else:
             raise Declined(f"features on axis {axis} of '{value.name}' {form.shape}")
-        self.step(kernel, args, fm.images * fm.tiles, detail=f"layout of {value.name}")
+        detail = f"layout of {value.name}"
+        self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
         return made
 
     def constant_planes(self, name: str, array: np.ndarray, axis: int) -> Stored:
@@ -388,7 +390,7 @@ class Builder:
         fm = source.fm
         kernel = convert.Copy("neither", self.target.lanes)
         args = (*to.strides(), *source.strides(), fm.tiles, fm.features, fm.points, fm.block)
-        self.step(kernel, args, fm.images * fm.tiles, detail="copy")
+        self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail="copy")
 
 
 def split_points(shape: Sequence[int], axis: int) -> tuple[int, int]:

@@ -117,7 +117,10 @@ def _lower_feature(b: Builder, node: ir.Node, start: ir.Value) -> bool:
         args += operand(b, value, kind, to)
     fm = to.fm
     args += [fm.tiles, fm.features, fm.block]
-    b.step(kernel, args, fm.images * fm.tiles, region.nodes, detail="element-wise")
+    tiled = ("y", *(f"x{i}" for i, kind in enumerate(kernel.kinds) if kind == "full"))
+    b.step(
+        kernel, args, fm.images * fm.tiles, region.nodes, tiled=tiled, detail="element-wise",
+    )  # fmt: skip
     return True
 
 

@@ -33,7 +33,8 @@ def lower_norm(b: Builder, node: ir.Node) -> None:
     refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
     epsilon = float_attribute(node, "epsilon", 1e-5)
     args: list[Arg] = [*to.strides(), *stored.strides(), *refs, epsilon, fm.tiles, fm.features]
-    b.step(kernel, args, fm.images * fm.tiles, [node], detail=f"{fm.features} features")
+    detail = f"{fm.features} features"
+    b.step(kernel, args, fm.images * fm.tiles, [node], tiled=("y", "x"), detail=detail)
 
 
 def _lower_rows(b: Builder, node: ir.Node, x: ir.Value, axis: int) -> None:

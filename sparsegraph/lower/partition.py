@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph.chain import form_chains
 from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.graph import captured, constant, has_subgraph, static_shape
 from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
@@ -62,6 +63,7 @@ def plan(
             program = Program(tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
             builder = Builder(program, target, chunks=threads)
             found |= _lower(builder, segment.nodes, outputs)
+            form_chains(program, target)
             lowered.append(program)
             layers += builder.layers
             n_converted += builder.n_converted

@@ -1,7 +1,6 @@
 """MatMul, Gemm and Conv with constant weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -12,44 +11,12 @@ from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
+from sparsegraph.lower.gather import Window, step_of, tables
 from sparsegraph.lower.movement import emit_call
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.layout import FeatureMajor
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a convolution walks over a map.
-
-    Attributes: all (height, width); pads are (top, left, bottom, right).
-    """
-
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    pads: tuple[int, int, int, int]
-
-    @property
-    def out(self) -> tuple[int, int]:
-        (h, w), (kh, kw), (sh, sw), (dh, dw) = self.size, self.kernel, self.stride, self.dilation
-        top, left, bottom, right = self.pads
-        height = (h + top + bottom - dh * (kh - 1) - 1) // sh + 1
-        return height, (w + left + right - dw * (kw - 1) - 1) // sw + 1
-
-    @property
-    def is_pointwise(self) -> bool:
-        """True if the output map is the input map, point by point."""
-        ones = (1, 1)
-        return self.kernel == ones and self.stride == ones and not any(self.pads)
-
-    @property
-    def is_patches(self) -> bool:
-        """True if the windows tile the map: no pixel is read twice and none is left out."""
-        tiles = all(d % k == 0 for d, k in zip(self.size, self.kernel))
-        return tiles and self.kernel == self.stride != (1, 1) and not any(self.pads)
 
 
 def lower_matmul(b: Builder, node: ir.Node) -> None:
@@ -249,7 +216,7 @@ def step_product(
     y = to.fm
     vectors = y.block // lanes
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
-    step = None if window is None or window.is_pointwise else window.stride[1]
+    step = None if window is None or window.is_pointwise else step_of(window, x.fm)
     if step is None and y.block != x.fm.block:
         raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
@@ -280,21 +247,23 @@ def step_product(
         args.append(b.weight(f"{name}.columns", packed.column_index))
         args.append(b.weight(f"{name}.counts", packed.counts))
     if step is not None and window is not None:
-        moves, starts = segments(window, x.fm, y, lanes)
+        first, second = tables(window, x.fm, y, lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
         args += [
             kernel.panel_row,
             taps,
-            b.weight(f"{name}.segments", moves),
-            b.weight(f"{name}.starts", starts),
+            b.weight(f"{name}.gather", first),
+            b.weight(f"{name}.gather2", second),
         ]
     if region:
         for value, kind in zip(region.operands, region.kinds):
             args += operand(b, value, kind, to)
     macs = weight.size * y.images * y.points
+    tiled = ("y", "x") if step is None else ("y",)
+    tiled += tuple(f"o{i}" for i, kind in enumerate(kernel.operands) if kind == "same")
     b.step(
         kernel, args, items * len(packed.chunks), nodes, flops=int(2 * macs * density),
-        dense_flops=2 * macs,
+        dense_flops=2 * macs, tiled=tiled if len(packed.chunks) == 1 else (),
         detail=f"{choice.weight} {density:.1%} non-zero, {y.points} points",
     )  # fmt: skip
     b.describe(nodes[0], weight.shape, density, choice, macs)
@@ -311,53 +280,6 @@ def _columns_by_tile(weight: np.ndarray, channels: int) -> np.ndarray:
         for first in range(0, flat.shape[1], channels)
     ]
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
-
-
-def segments(
-    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of consecutive source points for every (tile, tap): see Product.gather.
-
-    Returns:
-        int32 [segments, 3] (to, from, vectors) and int32 [tiles * taps + 1] starts.
-    """
-    (h, w), (out_h, out_w) = window.size, window.out
-    out = np.arange(out_h * out_w)
-    oy, ox = out // out_w, out % out_w
-    tables, n_taps = [], window.kernel[0] * window.kernel[1]
-    for tap in range(n_taps):
-        ty, tx = tap // window.kernel[1], tap % window.kernel[1]
-        iy = oy * window.stride[0] + ty * window.dilation[0] - window.pads[0]
-        ix = ox * window.stride[1] + tx * window.dilation[1] - window.pads[1]
-        inside = (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
-        point = iy * w + ix
-        address = point // x.block * x.tile + point % x.block
-        tables.append(_runs(np.where(inside, address, -1), window.stride[1], y.block, lanes))
-    tile = np.concatenate([t[:, 0] for t in tables])
-    tap_of = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
-    rows = np.concatenate([t[:, 1:] for t in tables])
-    order = np.lexsort((rows[:, 0], tap_of, tile))
-    keys = (tile * n_taps + tap_of)[order]
-    starts = np.searchsorted(keys, np.arange(y.tiles * n_taps + 1))
-    return np.ascontiguousarray(rows[order], np.int32), starts.astype(np.int32)
-
-
-def _runs(source: np.ndarray, step: int, block: int, lanes: int) -> np.ndarray:
-    """Cut source addresses (-1: zero) into runs within tiles: rows (tile, to, from, vectors)."""
-    position = np.arange(len(source))
-    follows = np.zeros(len(source), bool)
-    zero = (source[1:] < 0) & (source[:-1] < 0)
-    moves = (source[1:] >= 0) & (source[:-1] >= 0) & (source[1:] == source[:-1] + step)
-    follows[1:] = (zero | moves) & (position[1:] % block != 0)
-    first = position[~follows]
-    length = np.diff(np.append(first, len(source)))
-    longest = 4 * lanes
-    pieces = -(-length // longest)
-    index = np.repeat(np.arange(len(first)), pieces)
-    part = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = first[index] + part * longest
-    rest = np.minimum(length[index] - part * longest, longest)
-    return np.stack([start // block, start % block, source[start], -(-rest // lanes)], axis=1)
 
 
 def _result_layout(x: FeatureMajor, axis: int) -> FeatureMajor:

@@ -71,7 +71,8 @@ def lower_softmax(b: Builder, node: ir.Node) -> None:
         kernel = norm.Softmax(is_log, layout.block // lanes, lanes)
         to = b.new_feature(result, layout)
         args = [*to.strides(), *stored.strides(), layout.tiles, layout.features]
-        b.step(kernel, args, layout.images * layout.tiles, [node], detail="softmax")
+        count = layout.images * layout.tiles
+        b.step(kernel, args, count, [node], tiled=("y", "x"), detail="softmax")
         return
     collapsed = collapse_axes(shape, [axis])
     assert collapsed is not None

@@ -182,40 +182,54 @@ class _Turn:
         steps = bind(emit.divide(a["features"] + lanes - 1, lanes))
         with loop(0, full) as g:
             row = bind(token + g * lanes * a[f"{self.t}_point"])
-            with loop(0, steps) as s:
-                self.square(panel + g * lanes, row, s, None)
+            with loop(0, emit.divide(steps + 1, 2)) as pair:
+                self.pair(panel + g * lanes, row, pair)
         groups = emit.divide(a["block"] if self.to_feature else valid + lanes - 1, lanes)
         with loop(full, groups) as g:
             row = bind(token + g * lanes * a[f"{self.t}_point"])
             left = bind(emit.maximum(valid - g * lanes, const(0, "int32")))
             with loop(0, steps) as s:
-                self.square(panel + g * lanes, row, s, left)
+                self.partial(panel + g * lanes, row, s, left)
 
-    def square(self, point: Expr, token: Expr, step: Expr, left: Expr | None) -> None:
-        """Turn lanes points of lanes features; the last step moves back to end with the features.
+    def addresses(self, point: Expr, token: Expr, step: Expr) -> tuple[list[Expr], list[Expr]]:
+        """Where lanes features and lanes tokens begin; the last step moves back to the end."""
+        a = self.a
+        c = bind(emit.minimum(step * self.lanes, a["features"] - self.lanes))
+        panel, at = bind(point + c * a[f"{self.f}_row"]), bind(token + c)
+        lanes = range(self.lanes)
+        return (
+            [panel + i * a[f"{self.f}_row"] for i in lanes],
+            [at + i * a[f"{self.t}_point"] for i in lanes],
+        )
 
-        Only `left` of the points are valid, None: all.
+    def pair(self, point: Expr, token: Expr, pair: Expr) -> None:
+        """Turn lanes points of 2*lanes features; both halves of a cache line of tokens together.
+
+        Rows of tokens are often 4096 bytes times an integer apart and then share one cache set: a
+        half written line would be gone before its other half comes.
         """
+        halves = []
+        for half in range(2):
+            features, tokens = self.addresses(point, token, pair * 2 + half)
+            source, to = (tokens, features) if self.to_feature else (features, tokens)
+            rows = [bind(load(self.a["x"], i, self.lanes)) for i in source]
+            halves.append((to, transpose(rows, self.lanes)))
+        for i in range(self.lanes):
+            for to, columns in halves:
+                store(self.a["y"], columns[i], to[i], self.lanes)
+
+    def partial(self, point: Expr, token: Expr, step: Expr, left: Expr) -> None:
+        """Turn lanes points of lanes features of which only `left` points are valid."""
         a, lanes = self.a, self.lanes
-        c = bind(emit.minimum(step * lanes, a["features"] - lanes))
-        panel = bind(point + c * a[f"{self.f}_row"])
-        features = [panel + i * a[f"{self.f}_row"] for i in range(lanes)]
-        at = bind(token + c)
-        tokens = [at + i * a[f"{self.t}_point"] for i in range(lanes)]
+        features, tokens = self.addresses(point, token, step)
         if not self.to_feature:
-            columns = transpose([bind(load(a["x"], i, lanes)) for i in features], lanes)
-            for i, column in enumerate(columns):
-                if left is None:
-                    store(a["y"], column, tokens[i], lanes)
-                    continue
+            rows = [bind(load(a["x"], i, lanes)) for i in features]
+            for i, column in enumerate(transpose(rows, lanes)):
                 with when(left > i):
                     store(a["y"], column, tokens[i], lanes)
             return
         rows = []
         for i in range(lanes):
-            if left is None:
-                rows.append(bind(load(a["x"], tokens[i], lanes)))
-                continue
             row = emit.Cell("float32", lanes)
             row.set(splat(const(0.0), lanes))
             with when(left > i):
