@@ -14,7 +14,7 @@ from sparsegraph.targets.kernels.depthwise import Depthwise
 from sparsegraph.targets.layout import FeatureMajor
 
 if TYPE_CHECKING:
-    from sparsegraph.lower.products import Window
+    from sparsegraph.lower.gather import Window
 
 
 def lower_depthwise(

@@ -6,7 +6,7 @@ Scheme: for one tile of points and one tile of columns, the activation panel lie
 cache; a group of rows keeps its accumulators in registers and shares every activation load. The
 partial sums of earlier column tiles wait in y. `coded` weights (sparsegraph.formats) run one loop
 per code, so the work is proportional to the non-zero values. Convolutions gather the panel of each
-column tile (im2col of one tile, never of the whole map) by precomputed segments.
+column tile (im2col of one tile, never of the whole map): targets/kernels/gather.py.
 
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
 """
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit
-from sparsegraph.targets.emit import Cell, Expr, as_int, bind, const, load, loop, splat, store, when
-from sparsegraph.targets.kernels import expression
+from sparsegraph.targets.emit import Cell, Expr, as_int, bind, const, load, loop, splat, store
+from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.target import Target
 
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
@@ -34,7 +34,7 @@ class Product:
         group: rows that share activation loads (1 to 4).
         split: vectors per pass over the tile; their sum is the tile's width in vectors.
         lanes: float32 values in a vector.
-        gather: None for a matrix product; else the step between source points (convolution).
+        gather: None for a matrix product; of a convolution how it gathers (`gather.Gather.step`).
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         operands: per operand `same` (feature-major like y) or `feature` (one value per row).
     """
@@ -84,9 +84,7 @@ class Product:
         if self.weight == "coded":
             text += "column_index:uint16* counts:uint16* "
         if self.gather is not None:
-            text += (
-                "panel:float32* panel_row:int32 taps:int32 segments:int32* segment_start:int32* "
-            )
+            text += gather.PARAMS[self.gather == gather.FLAT]
         for i, kind in enumerate(self.operands):
             text += f"o{i}:float32* "
             if kind == "same":
@@ -134,7 +132,8 @@ class _Emitter:
             base = self.image * a["x_image"] + self.tile * a["x_tile"] + start * a["x_row"]
             self.panel_base = bind(base)
         else:
-            self.gather(start, width)
+            panel = gather.Gather(a, spec.gather, spec.vectors, spec.lanes)
+            panel.fill(self.image, self.tile, start, width)
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
         of_tile = {name: bind(cursor.get()) for name, cursor in self.cursors.items()}
@@ -263,52 +262,6 @@ class _Emitter:
             base = bind(base + row * a[f"o{i}_row"] + offset)
             loads.append(partial(_load_from, a[f"o{i}"], base, lanes))
         return loads
-
-    def gather(self, start: Expr, width: Expr) -> None:
-        """im2col of one tile: panel row tap*channels + c holds channel c shifted by the tap.
-
-        A segment (to, from, vectors) copies whole vectors; what overshoots is overwritten by the
-        next segment or falls into the spare vector at the row's end. `from` < 0 writes zeros.
-        `segment_start` [tiles*taps + 1] tells the segments of each (tile, tap).
-        """
-        a, row = self.a, self.a["panel_row"]
-        channels = bind(emit.divide(width, a["taps"]))
-        source = bind(self.image * a["x_image"] + emit.divide(start, a["taps"]) * a["x_row"])
-        with loop(0, a["taps"]) as tap:
-            at = bind(self.tile * a["taps"] + tap)
-            stop = bind(load(a["segment_start"], at + 1))
-            to_tap = bind(tap * channels * row)
-            with loop(load(a["segment_start"], at), stop) as s:
-                to = bind(to_tap + load(a["segments"], s * 3))
-                begin = bind(load(a["segments"], s * 3 + 1))
-                vectors = bind(load(a["segments"], s * 3 + 2))
-                with emit.choose(begin < 0) as (then, otherwise):
-                    with then:
-                        self.copy(to, None, vectors, channels)
-                    with otherwise:
-                        self.copy(to, bind(source + begin), vectors, channels)
-
-    def copy(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
-        """Copy 1 to 4 vectors of every channel; the loop over channels is innermost."""
-        a, lanes, row = self.a, self.spec.lanes, self.a["panel_row"]
-        for n in range(1, 5):
-            with when(vectors == n), loop(0, channels) as c:
-                for v in range(n):
-                    value = splat(const(0.0), lanes)
-                    if begin is not None:
-                        value = self.read(begin + c * a["x_row"], v)
-                    store(a["panel"], value, to + c * row + v * lanes, lanes)
-
-    def read(self, begin: Expr, v: int) -> Expr:
-        """Vector v of a segment: every point, or every second point of two vectors."""
-        x, lanes, step = self.a["x"], self.spec.lanes, self.spec.gather or 1
-        if step == 1 or lanes == 1:
-            return load(x, begin + v * lanes * step, lanes)
-        if step == 2:
-            halves = [load(x, begin + (2 * v + i) * lanes, lanes) for i in (0, 1)]
-            return emit.shuffle([bind(h) for h in halves], range(0, 2 * lanes, 2))
-        points = [bind(load(x, begin + (v * lanes + i) * step)) for i in range(lanes)]
-        return emit.shuffle(points, range(lanes))
 
 
 def _constant(value: Expr, at: int) -> Expr:

@@ -8,10 +8,9 @@ import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.product import Product, reference
-from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+from sparsegraph.targets.layout import FeatureMajor, blocked
 
 from sparsegraph import formats, targets
-from sparsegraph.lower.products import Window, _columns_by_tile, segments
 
 TARGET = targets.native()
 LANES = TARGET.lanes
@@ -119,65 +118,3 @@ def test_epilogues(weight_format: str, tree: Any, kinds: tuple[str, ...]) -> Non
     wide = [o[:, None] if k == "feature" else o[0] for o, k in zip(operands, kinds)]
     expected = reference(weight, x[0], bias, tree, *wide)
     assert np.abs(got - expected).max() <= bound(weight, x[0])
-
-
-WINDOWS = [  # size, kernel, stride, dilation, pads
-    ((14, 14), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
-    ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
-    ((17, 23), (5, 3), (2, 2), (1, 1), (2, 1, 2, 1)),
-    ((56, 13), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0)),
-    ((20, 40), (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),
-    ((32, 32), (4, 4), (4, 4), (1, 1), (0, 0, 0, 0)),
-    ((9, 70), (2, 7), (1, 3), (1, 1), (0, 3, 1, 2)),
-    ((1, 50), (1, 5), (1, 1), (1, 1), (0, 2, 0, 2)),
-]
-
-
-def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
-    """Direct convolution in float64: weight [O, C, kh, kw], x [C, h, w] -> [O, points]."""
-    top, left, bottom, right = window.pads
-    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right)))
-    (oh, ow), (sh, sw), (dh, dw) = window.out, window.stride, window.dilation
-    out = np.zeros((len(weight), oh, ow))
-    for ky in range(window.kernel[0]):
-        for kx in range(window.kernel[1]):
-            rows = slice(ky * dh, ky * dh + (oh - 1) * sh + 1, sh)
-            columns = slice(kx * dw, kx * dw + (ow - 1) * sw + 1, sw)
-            out += np.einsum("oc,chw->ohw", weight[:, :, ky, kx], padded[:, rows, columns])
-    return out.reshape(len(weight), -1)
-
-
-@pytest.mark.parametrize("source", [blocked, planar])
-@pytest.mark.parametrize("geometry", WINDOWS, ids=str)
-@pytest.mark.parametrize("weight_format", ["dense", "coded"])
-def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source: Any) -> None:
-    window = Window(*geometry)
-    rng = np.random.default_rng(5)
-    channels, rows, images = 11, 6, 2
-    weight = sparse((rows, channels, *window.kernel), 0.4, 5)
-    x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
-    bias = rng.standard_normal(rows).astype(np.float32)
-    points, taps = window.out[0] * window.out[1], window.kernel[0] * window.kernel[1]
-    xl = source(images, channels, window.size[0] * window.size[1], 1, TARGET)
-    yl = blocked(images, rows, points, 1, TARGET)
-    vectors = yl.block // LANES
-    kernel = Product(weight_format, 2, (vectors,), LANES, window.stride[1])
-    tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
-    matrix = _columns_by_tile(weight, 4)
-    packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
-    packed = packer(matrix, 2, tile)
-    moves, starts = segments(window, xl, yl, LANES)
-    y = host.empty(yl.size + 64)
-    memory = np.concatenate([pack(x.reshape(images, channels, -1), xl), np.zeros(256, np.float32)])
-    args = [y, yl.image, yl.tile, yl.row, host.aligned(memory), xl.image, xl.tile, xl.row, images,
-            yl.tiles, channels * taps, tile, host.aligned(bias), host.aligned(packed.values),
-            host.aligned(packed.row_index), host.aligned(packed.chunks)]  # fmt: skip
-    if weight_format == "coded":
-        args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
-    panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
-    args += [panel, kernel.panel_row, taps, host.aligned(moves), host.aligned(starts)]
-    library(kernel).call(kernel, *args, end=images * yl.tiles)
-    got = convert.unpack(y, yl)
-    for i in range(images):
-        expected = convolve(weight, x[i], window) + bias[:, None]
-        assert np.abs(got[i] - expected).max() <= 1e-4

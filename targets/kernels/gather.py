@@ -1,0 +1,139 @@
+"""im2col of one tile of points and one tile of columns: the activation panel of a convolution.
+
+Panel row tap*channels + c holds channel c of the source, moved by the tap. Two ways to fill it:
+
+`FLAT` (stride 1, the result as wide as the source, planes): under one tap every point of the result
+reads the source at one distance, so a row of the panel is one run of whole vectors. Points whose
+source lies outside the map are masked to zero by bits, in registers. The masks of a (tile, tap)
+stay in registers over all channels. Tables, made by `sparsegraph.lower.gather`:
+
+    runs  int32 [tiles, taps, 5]   source, mask, lead, first, stop
+    masks int32 [.., vectors+1, lanes]   bits of each vector, then those of the vector at `lead`
+
+Vectors [first, stop) are copied from `source + point`; all others are zero. Whatever vector holds
+no valid point is not read, so nothing is read more than a vector behind the source. Where the first
+valid point lies less than a vector behind the start of the source, it is copied to point `lead` of
+the row on its own (`lead` < 0: there is none), so nothing is read before the source.
+
+Segments (every other geometry): see `segments`.
+"""
+
+from collections.abc import Mapping
+
+from sparsegraph.targets import emit
+from sparsegraph.targets.emit import Cell, Expr, bind, const, divide, load, loop, splat, store, when
+from sparsegraph.targets.kernels.math import bits
+
+FLAT = 0  # Product.gather; a positive number is the step between source points of segments
+RUN = 5  # values per (tile, tap) of the table `runs`
+PARAMS = {
+    True: "panel:float32* panel_row:int32 taps:int32 runs:int32* masks:int32* ",
+    False: "panel:float32* panel_row:int32 taps:int32 segments:int32* segment_start:int32* ",
+}
+"""By whether the gather is flat."""
+
+
+class Gather:
+    """Fills the panel for one tile of points.
+
+    Attributes:
+        a: the kernel's arguments.
+        step: `FLAT` or the step between source points.
+        vectors, lanes: size of a panel row without its spare vector.
+    """
+
+    def __init__(self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int) -> None:
+        self.a, self.step, self.vectors, self.lanes = a, step, vectors, lanes
+
+    def fill(self, image: Expr, tile: Expr, start: Expr, width: Expr) -> None:
+        """Columns [start, start + width) of a tile; whole channels, taps outermost."""
+        a = self.a
+        channels = bind(divide(width, a["taps"]))
+        source = bind(image * a["x_image"] + divide(start, a["taps"]) * a["x_row"])
+        with loop(0, a["taps"]) as tap:
+            at = bind(tile * a["taps"] + tap)
+            to = bind(tap * channels * a["panel_row"])
+            if self.step == FLAT:
+                self._run(at, to, source, channels)
+            else:
+                self._segments(at, to, source, channels)
+
+    # ------------------------------------------------------------ flat
+
+    def _run(self, at: Expr, to: Expr, source: Expr, channels: Expr) -> None:
+        a, vectors, lanes = self.a, self.vectors, self.lanes
+        begin, mask, lead, first, stop = (bind(load(a["runs"], at * RUN + i)) for i in range(RUN))
+        begin = bind(source + begin)
+        with emit.choose(first + vectors - stop == 0) as (whole, parted):
+            with whole:
+                keep = []
+                for v in range(vectors):
+                    cell = Cell("int32", lanes)
+                    cell.set(load(a["masks"], mask + v * lanes, lanes))
+                    keep.append(cell)
+                with loop(0, channels) as c:
+                    row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
+                    for v, cell in enumerate(keep):
+                        self._copy(x + v * lanes, row + v * lanes, cell.get())
+            with parted, loop(0, channels) as c:
+                row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
+                self._zero(row, 0, first)
+                with when(lead >= 0):
+                    bits_at_lead = load(a["masks"], mask + vectors * lanes, lanes)
+                    self._copy(x + lead, row + lead, bits_at_lead)
+                with loop(first, stop) as v:
+                    some = load(a["masks"], mask + v * lanes, lanes)
+                    self._copy(x + v * lanes, row + v * lanes, some)
+                self._zero(row, stop, vectors)
+
+    def _copy(self, source: Expr, to: Expr, mask: Expr) -> None:
+        """One vector; bits that `mask` clears become zero."""
+        value = bits(load(self.a["x"], source, self.lanes), "int32") & mask
+        store(self.a["panel"], bits(value, "float32"), to, self.lanes)
+
+    def _zero(self, row: Expr, first: Expr | int, stop: Expr | int) -> None:
+        with loop(first, stop) as v:
+            zero = splat(const(0.0), self.lanes)
+            store(self.a["panel"], zero, row + v * self.lanes, self.lanes)
+
+    # ------------------------------------------------------------ segments
+
+    def _segments(self, at: Expr, to_tap: Expr, source: Expr, channels: Expr) -> None:
+        """A segment (to, from, vectors) copies 1 to 4 whole vectors of every channel.
+
+        What overshoots is overwritten by the next segment or falls into the spare vector at the
+        row's end. `from` < 0 writes zeros. `segment_start` [tiles*taps + 1] tells the segments of
+        each (tile, tap).
+        """
+        a = self.a
+        stop = bind(load(a["segment_start"], at + 1))
+        with loop(load(a["segment_start"], at), stop) as s:
+            to = bind(to_tap + load(a["segments"], s * 3))
+            begin = bind(load(a["segments"], s * 3 + 1))
+            vectors = bind(load(a["segments"], s * 3 + 2))
+            with emit.choose(begin < 0) as (then, otherwise):
+                with then:
+                    self._segment(to, None, vectors, channels)
+                with otherwise:
+                    self._segment(to, bind(source + begin), vectors, channels)
+
+    def _segment(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
+        a, lanes, row = self.a, self.lanes, self.a["panel_row"]
+        for n in range(1, 5):
+            with when(vectors == n), loop(0, channels) as c:
+                for v in range(n):
+                    value = splat(const(0.0), lanes)
+                    if begin is not None:
+                        value = self._read(begin + c * a["x_row"], v)
+                    store(a["panel"], value, to + c * row + v * lanes, lanes)
+
+    def _read(self, begin: Expr, v: int) -> Expr:
+        """Vector v of a segment: every point, or every second point of two vectors."""
+        x, lanes, step = self.a["x"], self.lanes, self.step
+        if step == 1 or lanes == 1:
+            return load(x, begin + v * lanes * step, lanes)
+        if step == 2:
+            halves = [load(x, begin + (2 * v + i) * lanes, lanes) for i in (0, 1)]
+            return emit.shuffle([bind(h) for h in halves], range(0, 2 * lanes, 2))
+        points = [bind(load(x, begin + (v * lanes + i) * step)) for i in range(lanes)]
+        return emit.shuffle(points, range(lanes))

@@ -1,0 +1,160 @@
+"""Gathered panels: convolutions against float64 over odd geometries, and where the copies read."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sparsegraph.targets import host
+from sparsegraph.targets.kernels import convert
+from sparsegraph.targets.kernels.gather import FLAT
+from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+
+from sparsegraph import formats, targets
+from sparsegraph.lower.gather import Window, flat, segments, step_of, tables
+from sparsegraph.lower.products import _columns_by_tile
+from tests.targets.test_product import bound, library, sparse
+
+TARGET = targets.native()
+LANES = TARGET.lanes
+GEOMETRIES = [  # size, kernel, stride, dilation, pads
+    ((14, 14), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ((3, 2), (5, 5), (1, 1), (1, 1), (2, 2, 2, 2)),
+    ((20, 40), (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),
+    ((12, 11), (2, 4), (1, 1), (1, 1), (0, 3, 2, 0)),
+    ((1, 50), (1, 5), (1, 1), (1, 1), (0, 2, 0, 2)),
+    ((9, 1), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ((17, 23), (5, 3), (2, 2), (1, 1), (2, 1, 2, 1)),
+    ((56, 13), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0)),
+    ((32, 32), (4, 4), (4, 4), (1, 1), (0, 0, 0, 0)),
+    ((9, 70), (2, 7), (1, 3), (1, 1), (0, 3, 1, 2)),
+    ((10, 12), (3, 3), (1, 1), (1, 1), (0, 0, 0, 0)),
+]
+
+
+def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
+    """Direct convolution in float64: weight [O, C, kh, kw], x [C, h, w] -> [O, points]."""
+    top, left, bottom, right = window.pads
+    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right)))
+    (oh, ow), (sh, sw), (dh, dw) = window.out, window.stride, window.dilation
+    out = np.zeros((len(weight), oh, ow))
+    for ky in range(window.kernel[0]):
+        for kx in range(window.kernel[1]):
+            rows = slice(ky * dh, ky * dh + (oh - 1) * sh + 1, sh)
+            columns = slice(kx * dw, kx * dw + (ow - 1) * sw + 1, sw)
+            out += np.einsum("oc,chw->ohw", weight[:, :, ky, kx], padded[:, rows, columns])
+    return out.reshape(len(weight), -1)
+
+
+def run(
+    weight_format: str, window: Window, weight: np.ndarray, x: np.ndarray, bias: np.ndarray,
+    xl: FeatureMajor,
+) -> np.ndarray:  # fmt: skip
+    """The convolution of planes x [images, channels, points] that lie as `xl` says.
+
+    All memory that is not part of x is NaN: before it, between planes, behind it.
+    """
+    images, channels = x.shape[:2]
+    points, taps = window.out[0] * window.out[1], window.n_taps
+    yl = blocked(images, len(weight), points, 1, TARGET)
+    kernel = Product(weight_format, 2, (yl.block // LANES,), LANES, step_of(window, xl))
+    tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
+    packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
+    packed = packer(_columns_by_tile(weight, 4), 2, tile)
+    first, second = tables(window, xl, yl, LANES)
+    memory = host.empty(xl.size + 2 * 256)
+    memory[:] = np.nan
+    memory[256 : 256 + xl.size] = convert.pack(x, xl, fill=np.nan)
+    y = host.empty(yl.size + 64)
+    args: list[Any] = [
+        y, yl.image, yl.tile, yl.row, memory[256:], xl.image, xl.tile, xl.row, images, yl.tiles,
+        channels * taps, tile, host.aligned(bias), host.aligned(packed.values),
+        host.aligned(packed.row_index), host.aligned(packed.chunks),
+    ]  # fmt: skip
+    if weight_format == "coded":
+        args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
+    panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
+    args += [panel, kernel.panel_row, taps, host.aligned(first), host.aligned(second)]
+    library(kernel).call(kernel, *args, end=images * yl.tiles)
+    return convert.unpack(y, yl)
+
+
+@pytest.mark.parametrize("source", [blocked, planar])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("weight_format", ["dense", "coded"])
+def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source: Any) -> None:
+    window = Window(*geometry)
+    rng = np.random.default_rng(5)
+    channels, rows, images = 11, 6, 2
+    weight = sparse((rows, channels, *window.kernel), 0.4, 5)
+    x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    xl = source(images, channels, window.size[0] * window.size[1], 1, TARGET)
+    got = run(weight_format, window, weight, x.reshape(images, channels, -1), bias, xl)
+    flat_weight = weight.reshape(rows, -1)
+    limit = bound(flat_weight, np.full((flat_weight.shape[1], 1), np.abs(x).max()))
+    for i in range(images):
+        expected = convolve(weight, x[i], window) + bias[:, None]
+        assert np.abs(got[i] - expected).max() <= limit
+
+
+def test_the_kind_of_copy_follows_the_geometry() -> None:
+    def step(geometry: Any, source: Any) -> int:
+        window = Window(*geometry)
+        return step_of(window, source(1, 3, window.size[0] * window.size[1], 1, TARGET))
+
+    assert step(GEOMETRIES[0], planar) == FLAT
+    assert step(GEOMETRIES[0], blocked) == 1 or blocked(1, 3, 196, 1, TARGET).is_planar
+    assert step(GEOMETRIES[7], planar) == 2
+    assert step(GEOMETRIES[11], planar) == 1  # the result is narrower
+
+
+@st.composite
+def flat_windows(draw: st.DrawFn) -> Window:
+    """Stride 1, as wide as the source, any height."""
+    size = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    span = (kernel[1] - 1) * dilation[1]
+    left = draw(st.integers(0, span))
+    reach = (kernel[0] - 1) * dilation[0]
+    top = draw(st.integers(0, reach))
+    bottom = draw(st.integers(max(0, reach - top - size[0] + 1), reach))
+    return Window(size, kernel, (1, 1), dilation, (top, left, bottom, span - left))
+
+
+@settings(max_examples=150, deadline=None)
+@given(window=flat_windows(), lanes=st.sampled_from([1, 4, 8, 16]))
+def test_runs_copy_exactly_the_window_and_stay_near_the_source(window: Window, lanes: int) -> None:
+    points = window.out[0] * window.out[1]
+    block = lanes * min(6, -(-points // lanes))
+    y = FeatureMajor(1, 1, points, block, 0, 0, 0, 1)
+    runs, masks = flat(window, y, lanes)
+    size = window.size[0] * window.size[1]
+    for tap in range(window.n_taps):
+        expected = np.full(y.tiles * block, -1)
+        expected[:points] = window.sources(tap)
+        for tile in range(y.tiles):
+            source, mask, lead, first, stop = runs[tile * window.n_taps + tap].tolist()
+            got = np.full(block + lanes, -1)
+            spans = [(lead, block)] if lead >= 0 else []
+            spans += [(v * lanes, v * lanes) for v in range(first, stop)]
+            for at, bits in spans:
+                reads = source + np.arange(at, at + lanes)
+                assert reads[0] >= 0
+                assert reads[0] < size
+                keep = masks.ravel()[mask + bits : mask + bits + lanes] != 0
+                got[at : at + lanes] = np.where(keep, reads, -1)
+            got[stop * lanes :] = -1
+            assert np.array_equal(got[:block], expected[tile * block :][:block])
+
+
+def test_segments_of_a_strided_window() -> None:
+    window = Window((4, 4), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0))
+    layout = FeatureMajor(1, 1, 16, 16, 0, 16, 16, 1)
+    rows, starts = segments(window, layout, FeatureMajor(1, 1, 4, 8, 0, 8, 8, 1), 8)
+    assert rows.tolist() == [[0, 0, 1], [2, 8, 1]]
+    assert starts.tolist() == [0, 2]
