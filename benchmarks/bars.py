@@ -1,13 +1,15 @@
 """The bars that releases are held to, as a table, and what a results file reaches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import Results, Row
 
 OURS = "sparsegraph"
 GIB = 2**30
-PATTERNS = ("dense", "unstructured")
+
+Point = tuple[float, str]
+"""Density and pattern."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Bar:
     metric: str
     required: float
     is_limit: bool = False
+    pattern: str = "unstructured"
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Verdict:
         return self.reached >= self.bar.required
 
 
-def _speedups(workload: str, required: dict[float, float]) -> list[Bar]:
-    return [Bar(workload, density, "speedup", value) for density, value in required.items()]
+def _speedups(
+    workload: str, required: dict[float, float], pattern: str = "unstructured"
+) -> list[Bar]:
+    return [Bar(workload, d, "speedup", value, pattern=pattern) for d, value in required.items()]
 
 
 def _dense(*workloads: str) -> list[Bar]:
@@ -51,9 +56,18 @@ def _limit(metric: str, required: float, *workloads: str) -> list[Bar]:
     return [Bar(workload, 0.1, metric, required, is_limit=True) for workload in workloads]
 
 
+def _scaling(*workloads: str) -> list[Bar]:
+    return [Bar(workload, 0.1, "two threads", 1.75) for workload in workloads]
+
+
 GEMM = "gemm-384x768x3072"
 CONV = "conv-3x3-14-256-256"
-SPEED = (
+LAYERS = (
+    GEMM, "gemm-128x384x1536", "gemm-49x1024x1024", "conv-1x1-56-64-256", "conv-1x1-14-1024-256",
+    "conv-3x3-28-128-128", CONV, "conv-3x3-7-512-512",
+)  # fmt: skip
+
+FOUNDATION = (
     *_speedups("resnet50", {1.0: 0.85, 0.2: 1.5, 0.1: 2.4, 0.05: 3.0}),
     *_speedups("mobilenet_v1", {0.1: 1.8}),
     *_speedups("minilm-128", {1.0: 0.85, 0.2: 2.2, 0.1: 3.2, 0.05: 4.2}),
@@ -61,6 +75,32 @@ SPEED = (
     *_speedups(CONV, {0.1: 5.0}),
     *_dense("resnet50", "mobilenet_v1", "minilm-128", GEMM, CONV),
 )
+"""What the compiler has to reach to be worth using."""
+
+FRONTIER = (
+    *_speedups(GEMM, {0.5: 1.9, 0.3: 3.0, 0.2: 4.2, 0.1: 7.0, 0.05: 12.0, 0.02: 24.0}),
+    *_speedups(
+        "gemm-128x384x1536", {0.5: 1.9, 0.3: 3.0, 0.2: 4.2, 0.1: 7.2, 0.05: 12.5, 0.02: 27.0}
+    ),
+    *_speedups("gemm-49x1024x1024", {0.2: 3.8, 0.1: 6.5, 0.05: 11.5}),
+    *_speedups(GEMM, {0.2: 4.6, 0.1: 8.5, 0.05: 14.0}, "4x1"),
+    *_speedups("conv-1x1-56-64-256", {0.1: 5.0}),
+    *_speedups("conv-1x1-14-1024-256", {0.1: 6.5}),
+    *_speedups("conv-3x3-28-128-128", {0.1: 6.0}),
+    *_speedups(CONV, {0.1: 7.0}),
+    *_speedups("conv-3x3-7-512-512", {0.1: 5.0}),
+    *_dense(*LAYERS),
+    *_speedups("resnet50", {1.0: 0.97, 0.2: 2.5, 0.1: 4.0, 0.05: 5.5}),
+    *_speedups("mobilenet_v1", {1.0: 1.0, 0.25: 2.0, 0.1: 3.2}),
+    *_speedups("mobilenet_v2", {1.0: 1.0, 0.25: 1.6, 0.1: 2.4}),
+    *_speedups("minilm-128", {1.0: 1.1, 0.2: 3.2, 0.1: 5.0, 0.05: 7.0}),
+    *_speedups("minilm-384", {1.0: 1.1, 0.2: 2.8, 0.1: 3.8, 0.05: 4.6}),
+    *_speedups("deit_small", {1.0: 1.05, 0.2: 2.5, 0.1: 3.6, 0.05: 4.6}),
+    *_scaling("resnet50", "minilm-384"),
+)
+"""What no engine reaches: ahead of every peer, at every density."""
+
+SETS = {"foundation": FOUNDATION, "frontier": FRONTIER}
 
 COST = (
     *_limit("compile_s", 60.0, "resnet50"),
@@ -76,39 +116,44 @@ MAX_REL_ERROR = 1e-4
 """fp32 outputs against ONNX Runtime, on every row."""
 
 
-def points(bars: Sequence[Bar] = SPEED) -> dict[str, list[float]]:
-    """Workload -> densities that must be measured for `bars`."""
-    found: dict[str, list[float]] = {}
+def points(bars: Sequence[Bar]) -> dict[str, list[Point]]:
+    """Workload -> densities with patterns that must be measured on one thread for `bars`."""
+    found: dict[str, list[Point]] = {}
     for bar in bars:
-        densities = found.setdefault(bar.workload, [])
-        if bar.density not in densities:
-            densities.append(bar.density)
+        of_workload = found.setdefault(bar.workload, [])
+        if (bar.density, bar.pattern) not in of_workload:
+            of_workload.append((bar.density, bar.pattern))
     return found
 
 
-def judge(results: Results) -> list[Verdict]:
+def judge(results: Results, speed: Sequence[Bar]) -> list[Verdict]:
     """Every bar beside what `results` reaches, then the error of every row of ours."""
-    rows = {(r.workload, r.density): r for r in results.rows if _is_ours(r)}
-    speed = [_judge_row(bar, rows.get((bar.workload, bar.density))) for bar in SPEED]
+    ours = [row for row in results.rows if row.engine == OURS]
+    rows = {(r.workload, r.density, r.pattern, r.threads): r for r in ours}
     errors = [
         Verdict(
-            Bar(row.workload, row.density, "max_rel_error", MAX_REL_ERROR, is_limit=True),
+            Bar(row.workload, row.density, "max_rel_error", MAX_REL_ERROR, True, row.pattern),
             row.max_rel_error,
             row.error or "",
         )
         for row in rows.values()
     ]
-    return speed + [_judge_cost(bar, results) for bar in COST] + errors
+    verdicts = [_judge_speed(bar, rows) for bar in speed]
+    return verdicts + [_judge_cost(bar, results) for bar in COST] + errors
 
 
-def _is_ours(row: Row) -> bool:
-    return row.engine == OURS and row.pattern in PATTERNS and row.threads == 1
-
-
-def _judge_row(bar: Bar, row: Row | None) -> Verdict:
+def _judge_speed(bar: Bar, rows: Mapping[tuple[str, float, str, int], Row]) -> Verdict:
+    pattern = bar.pattern if bar.density < 1 else "dense"
+    row = rows.get((bar.workload, bar.density, pattern, 1))
     if row is None:
         return Verdict(bar, None, "not measured")
-    return Verdict(bar, row.ratio, row.error or ("noisy" if row.is_noisy else ""))
+    note = row.error or ("noisy" if row.is_noisy else "")
+    if bar.metric == "speedup":
+        return Verdict(bar, row.ratio, note)
+    both = rows.get((bar.workload, bar.density, pattern, 2))
+    if both is None or not both.median_ms or not row.median_ms:
+        return Verdict(bar, None, note or "not measured on two threads")
+    return Verdict(bar, row.median_ms / both.median_ms, note)
 
 
 def _judge_cost(bar: Bar, results: Results) -> Verdict:

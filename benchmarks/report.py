@@ -37,11 +37,12 @@ def rows_table(found: Results) -> Table:
 
 def bars_table(verdicts: Sequence[Verdict]) -> Table:
     """One line per bar."""
-    header = ["workload", "zeros %", "figure", "reached", "required", "result", "note"]
+    header = ["workload", "zeros %", "pattern", "figure", "reached", "required", "result", "note"]
     return header, [
         [
             v.bar.workload,
             f"{100 * (1 - v.bar.density):g}",
+            v.bar.pattern if v.bar.density < 1 else "dense",
             v.bar.metric,
             "-" if v.reached is None else f"{v.reached:.3g}",
             f"{'<=' if v.bar.is_limit else '>='} {v.bar.required:g}",

@@ -1,7 +1,7 @@
 """The benchmark command.
 
     python -m benchmarks.run layers|models [--only NAME ...] [--densities 1 .1] [--json out.json]
-    python -m benchmarks.run bars [--only NAME ...] [--from a.json b.json]   reached, required, pass
+    python -m benchmarks.run bars [--set frontier] [--from a.json b.json]    reached, required, pass
     python -m benchmarks.run costs         compile time, memory and weight bytes alone
     python -m benchmarks.run list          names of all workloads
 
@@ -12,14 +12,16 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchmarks import bars
     from benchmarks.results import Results
 
-Point = tuple[str, float]
-"""Workload and density."""
+Point = tuple[str, float, str]
+"""Workload, density and pattern."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,10 +67,10 @@ def _costs(options: argparse.Namespace, arguments: list[str]) -> int:
     from benchmarks.compile_cost import measure
 
     found = results.begin(["benchmarks.run", *arguments])
-    for workload, (density,) in _wanted(options, bars.points(bars.COST)).items():
+    for workload, ((density, _),) in _wanted(options, bars.points(bars.COST)).items():
         found.costs.append(measure(workload, density))
         _save(options, found)
-    verdicts = [v for v in bars.judge(found) if v.bar.metric in bars.COST_METRICS]
+    verdicts = [v for v in bars.judge(found, ()) if v.bar.metric in bars.COST_METRICS]
     report.print_bars(found, verdicts)
     return 0 if all(v.passes for v in verdicts) else 1
 
@@ -80,14 +82,16 @@ def _bars(options: argparse.Namespace, arguments: list[str]) -> int:
         found = results.merge([results.load(path) for path in options.source])
     else:
         found = results.begin(["benchmarks.run", *arguments])
-        wanted = _wanted(options, bars.points())
-        _collect(options, found, ((w, d) for w, densities in wanted.items() for d in densities))
-    verdicts = bars.judge(found)
+        wanted = _wanted(options, bars.points(bars.SETS[options.set]))
+        _collect(options, found, ((w, *point) for w, points in wanted.items() for point in points))
+    verdicts = bars.judge(found, bars.SETS[options.set])
     report.print_bars(found, verdicts)
     return 0 if all(v.passes for v in verdicts) else 1
 
 
-def _wanted(options: argparse.Namespace, points: dict[str, list[float]]) -> dict[str, list[float]]:
+def _wanted(
+    options: argparse.Namespace, points: "dict[str, list[bars.Point]]"
+) -> "dict[str, list[bars.Point]]":
     return {w: d for w, d in points.items() if not options.only or w in options.only}
 
 
@@ -102,11 +106,10 @@ def _collect(options: argparse.Namespace, found: "Results", points: Iterable[Poi
         engines=tuple(options.engines),
         peers=dict(peer.split("=", 1) for peer in options.peer),
         threads=options.threads,
-        pattern=options.pattern,
         plan=Plan(rounds=options.rounds, block_ms=options.block_ms),
     )
-    for name, density in points:
-        for row in measure(WORKLOADS[name], density, setup):
+    for name, density, pattern in points:
+        for row in measure(WORKLOADS[name], density, replace(setup, pattern=pattern)):
             found.rows.append(row)
             print(report.line(row), file=sys.stderr, flush=True)
         _save(options, found)
@@ -118,7 +121,7 @@ def _points(options: argparse.Namespace) -> Iterator[Point]:
     for workload in of_kind(options.command):
         if not options.only or workload.name in options.only:
             for density in options.densities:
-                yield workload.name, density
+                yield workload.name, density, options.pattern
 
 
 def _save(options: argparse.Namespace, found: "Results") -> None:
@@ -140,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads to run")
     parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.2, 0.1, 0.05])
     parser.add_argument("--pattern", default="unstructured", help="unstructured, 2:4, 4x1, 32x32")
+    parser.add_argument(
+        "--set", choices=("foundation", "frontier"), default="foundation", help="bars: which ones"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engines", nargs="*", default=["sparsegraph"], help="beside ort")
     parser.add_argument(

@@ -296,7 +296,7 @@ class TestResults:
         old = some_results(a_row(median_ms=100.0))
         merged = results.merge([old, some_results(a_row())])
         assert len(merged.rows) == 2
-        reached = {v.bar.density: v.reached for v in bars.judge(merged)
+        reached = {v.bar.density: v.reached for v in bars.judge(merged, bars.FOUNDATION)
                    if v.bar.workload == "resnet50" and v.bar.metric == "speedup"}  # fmt: skip
         assert reached[0.1] == 2.5
 
@@ -312,19 +312,22 @@ class TestResults:
 
 class TestBars:
     def test_bars_are_those_of_the_issue(self) -> None:
-        required = {(b.workload, b.density): b.required for b in bars.SPEED if b.required != 0.97}
+        required = {
+            (b.workload, b.density): b.required for b in bars.FOUNDATION if b.required != 0.97
+        }
         assert required[("resnet50", 0.1)] == 2.4
         assert required[("minilm-128", 0.05)] == 4.2
         assert required[(bars.GEMM, 0.02)] == 18
         assert len(required) == 14
 
     def test_every_bar_names_a_workload(self) -> None:
-        assert {b.workload for b in (*bars.SPEED, *bars.COST)} <= set(WORKLOADS)
+        all_bars = (*bars.FOUNDATION, *bars.FRONTIER, *bars.COST)
+        assert {b.workload for b in all_bars} <= set(WORKLOADS)
 
     @pytest.mark.parametrize(("median", "passes"), [(10.0, True), (10.5, False)])
     def test_speed_bar(self, median: float, passes: bool) -> None:
         found = some_results(a_row(median_ms=median, reference_ms=24.0))
-        verdict = next(v for v in bars.judge(found) if v.bar.workload == "resnet50"
+        verdict = next(v for v in bars.judge(found, bars.FOUNDATION) if v.bar.workload == "resnet50"
                        and v.bar.density == 0.1 and v.bar.metric == "speedup")  # fmt: skip
         assert verdict.passes is passes
 
@@ -332,22 +335,40 @@ class TestBars:
         setup = measure.Setup(engines=("ort-plain",), plan=QUICK)
         row = measure.measure(WORKLOADS["digits_cnn"], 1.0, setup)[1]
         ours = replace(row, engine="sparsegraph", workload="resnet50")
-        verdicts = [v for v in bars.judge(some_results(ours)) if v.reached is not None]
+        verdicts = [
+            v for v in bars.judge(some_results(ours), bars.FOUNDATION) if v.reached is not None
+        ]
         assert [v.bar.required for v in verdicts] == [0.85, 0.97, 1e-4]
 
     def test_unmeasured_bar_fails(self) -> None:
-        verdicts = bars.judge(some_results())
-        assert len(verdicts) == len(bars.SPEED) + len(bars.COST)
+        verdicts = bars.judge(some_results(), bars.FRONTIER)
+        assert len(verdicts) == len(bars.FRONTIER) + len(bars.COST)
         assert not any(v.passes for v in verdicts)
 
     @pytest.mark.parametrize("changes", [{"engine": "ort"}, {"pattern": "4x1"}, {"threads": 2}])
     def test_rows_of_others_do_not_count(self, changes: dict[str, object]) -> None:
-        verdicts = bars.judge(some_results(a_row(**changes)))
-        assert all(v.reached is None for v in verdicts)
+        verdicts = bars.judge(some_results(a_row(**changes)), bars.FOUNDATION)
+        assert all(v.reached is None for v in verdicts if v.bar.metric == "speedup")
+
+    def test_bar_of_a_pattern_takes_rows_of_that_pattern(self) -> None:
+        rows = [a_row(workload=bars.GEMM, pattern=p, median_ms=m) for p, m in
+                (("unstructured", 5.0), ("4x1", 2.5))]  # fmt: skip
+        verdicts = bars.judge(some_results(*rows), bars.FRONTIER)
+        reached = {v.bar.pattern: v.reached for v in verdicts
+                   if v.bar.metric == "speedup" and v.reached is not None}  # fmt: skip
+        assert reached == {"unstructured": 5.0, "4x1": 10.0}
+
+    def test_two_threads_are_compared_with_one(self) -> None:
+        rows = [a_row(threads=n, median_ms=m) for n, m in ((1, 10.0), (2, 6.0))]
+        for found, expected in ((rows, 10 / 6), (rows[:1], None)):
+            verdicts = bars.judge(some_results(*found), bars.FRONTIER)
+            verdict = next(v for v in verdicts if v.bar.metric == "two threads"
+                           and v.bar.workload == "resnet50")  # fmt: skip
+            assert verdict.reached == expected
 
     @pytest.mark.parametrize(("error", "passes"), [(9e-5, True), (2e-4, False), (math.inf, False)])
     def test_error_bar(self, error: float, passes: bool) -> None:
-        verdict = bars.judge(some_results(a_row(max_rel_error=error)))[-1]
+        verdict = bars.judge(some_results(a_row(max_rel_error=error)), bars.FOUNDATION)[-1]
         assert verdict.bar.metric == "max_rel_error"
         assert verdict.passes is passes
 
@@ -357,7 +378,7 @@ class TestBars:
         found.costs.append(cost)
         verdicts = {
             v.bar.metric: v
-            for v in bars.judge(found)
+            for v in bars.judge(found, ())
             if v.bar.workload == "resnet50" and v.bar.is_limit
         }
         assert verdicts["compile_s"].passes
@@ -378,8 +399,8 @@ class TestReport:
         assert len(cells) == len(header)
 
     def test_missed_bar_is_loud(self) -> None:
-        _, rows = report.bars_table(bars.judge(some_results()))
-        assert {row[5] for row in rows} == {"MISS"}
+        _, rows = report.bars_table(bars.judge(some_results(), bars.FOUNDATION))
+        assert {row[6] for row in rows} == {"MISS"}
 
     def test_plot_is_wellformed_and_has_a_line_per_engine(self) -> None:
         rows = [
@@ -468,7 +489,7 @@ class TestCommand:
         assert run.main(["bars", "--from", str(tmp_path / "r.json")]) == 1
         out = capsys.readouterr().out
         assert "not measured" in out
-        assert ["resnet50", "90", "speedup", "2.5", ">=", "2.4", "pass"] in [
+        assert ["resnet50", "90", "unstructured", "speedup", "2.5", ">=", "2.4", "pass"] in [
             line.split() for line in out.splitlines()
         ]
 
