@@ -29,17 +29,13 @@ def tie_attention(t: Ties, node: ir.Node) -> None:
     ):
         t.freeze_inputs(node, "attention with a cache")
         return
-    mask = input_at(node, 3)
     n_query, n_kv = heads(node)
-    if mask is not None and any(axis is not None for axis in t.axes(mask)):
-        t.freeze_inputs(node, "an attention mask with removable axes")
-        return
-    per_head = mask is not None and len(shape_of(mask)) > 2 and shape_of(mask)[-3] > 1
-    if per_head or n_kv < 2:
-        t.freeze_inputs(node, "one head, or a mask per head")
+    if n_kv < 2:
+        t.freeze_inputs(node, "attention with one head")
         return
     units = _units(t, node, n_kv)
     made = None if units is None else np.repeat(units, n_query // n_kv)
+    _tie_mask(t, node, made)
     if not _is_flat(node):
         value = t.input(node, 2)
         features = value[3] if units is None or value[3] is None else None
@@ -49,6 +45,16 @@ def tie_attention(t: Ties, node: ir.Node) -> None:
         return
     width = shape_of(node.outputs[0])[2] // n_query
     t.set(node.outputs[0], [None, None, None if made is None else np.repeat(made, width)])
+
+
+def _tie_mask(t: Ties, node: ir.Node, made: Axis) -> None:
+    """A mask or bias per head loses the heads; its other axes stay."""
+    mask = input_at(node, 3)
+    if mask is None:
+        return
+    rank = len(shape_of(mask))
+    per_head = rank > 2 and shape_of(mask)[-3] > 1
+    t.bind(node, 3, [made if per_head and i == rank - 3 else None for i in range(rank)])
 
 
 def _units(t: Ties, node: ir.Node, n_kv: int) -> Axis:

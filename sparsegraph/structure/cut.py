@@ -11,6 +11,7 @@ from sparsegraph.graph import (
     all_names,
     constant,
     is_constant,
+    is_used,
     remove_dead,
     remove_unused_initializers,
 )
@@ -89,8 +90,13 @@ def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> None:
     cut = Cut(analysis, gone[analysis.roots], all_names(graph))
     for node in list(graph):
         rule = TABLE.get(node.op_type)
-        if rule is not None and rule.cut is not None and _moves(cut, node):
+        if rule is None or not _moves(cut, node):
+            continue
+        if rule.cut is not None:
             rule.cut(cut, node)
+        for value in node.outputs:
+            if value not in analysis.ties.values and not is_used(value):
+                value.shape = None  # indices or statistics that nobody reads
     for (node, at), axes in analysis.ties.constants.items():
         _cut_constant(cut, node, at, axes)
     for value in analysis.ties.values:

@@ -12,9 +12,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sparsegraph.graph import all_names, is_constant, is_op, remove_dead, static_shape
+from sparsegraph.graph import (
+    all_names,
+    is_constant,
+    is_op,
+    remove_dead,
+    remove_unused_initializers,
+    static_shape,
+)
 from sparsegraph.layers import weighted
-from sparsegraph.rewrite import Builder, Decline
+from sparsegraph.rewrite import Builder, Decline, take_over
 from sparsegraph.structure import cut
 from sparsegraph.structure.known import Knowns, propagate
 from sparsegraph.structure.labels import FROZEN
@@ -225,7 +232,7 @@ def _holding(found: Search) -> dict[int, str]:
 
 
 def bypass(model: ir.Model, knowns: Knowns) -> list[Removal]:
-    """Put constants in the place of branches whose every number is known."""
+    """Put constants in the place of branches whose every number is known; drop what adds zero."""
     graph = model.graph
     names = all_names(graph)
     done: list[Removal] = []
@@ -239,14 +246,31 @@ def bypass(model: ir.Model, knowns: Knowns) -> list[Removal]:
             if not _keeps_shape(node, at, known) or value.dtype is None:
                 continue
             build = Builder(graph, names, str(value.name))
-            array = np.ascontiguousarray(known).astype(value.dtype.numpy())
-            fixed = build.constant(array, f"{value.name}_known")
-            graph.register_initializer(fixed)
-            node.replace_input_with(at, fixed)
+            if not _drop_zero(graph, node, at, known, build):
+                array = np.ascontiguousarray(known).astype(value.dtype.numpy())
+                fixed = build.constant(array, f"{value.name}_known")
+                graph.register_initializer(fixed)
+                node.replace_input_with(at, fixed)
             done.append(Removal(_name(value.producer()), 1, "a branch that holds a constant"))
+            break
     if done:
         remove_dead(graph)
+        remove_unused_initializers(graph)
     return done
+
+
+def _drop_zero(
+    graph: ir.Graph, node: ir.Node, at: int, known: NDArray[np.float64], build: Builder
+) -> bool:
+    """Replace x + 0 and x - 0 by x; False where it is neither."""
+    other = node.inputs[1 - at] if len(node.inputs) == 2 else None
+    adds = is_op(node, "Add") or (is_op(node, "Sub") and at == 1)
+    if not adds or known.any() or other is None:
+        return False
+    if static_shape(other) != static_shape(node.outputs[0]) or is_constant(other):
+        return False
+    take_over(graph, node, node.outputs[0], other, set(), build)
+    return True
 
 
 def _keeps_shape(node: ir.Node, at: int, known: NDArray[np.float64]) -> bool:

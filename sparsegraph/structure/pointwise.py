@@ -17,6 +17,9 @@ def tie_pointwise(t: Ties, node: ir.Node) -> None:
     out = node.outputs[0]
     inputs = {at: right(v, out) for at, v in enumerate(node.inputs) if v is not None}
     align(t, node, inputs, range(len(shape_of(out))))
+    for other in node.outputs[1:]:
+        if other.name:  # the mask of Dropout
+            t.set(other, t.axes(out))
 
 
 def known_pointwise(k: Knowns, node: ir.Node) -> None:

@@ -18,7 +18,8 @@ ONE, ZERO = np.array(1, np.float32), np.array(0, np.float32)
 @pytest.mark.parametrize(
     "body",
     [
-        "a = Identity(x)", "a = Cast<to=1>(x)", "a = Dropout(x)", "a = Mul(x, one)",
+        "a = Identity(x)", "a = Cast<to=1>(x)", "a = Dropout(x)", "a, unused = Dropout(x)",
+        "a = Mul(x, one)",
         "a = Mul(one, x)", "a = Div(x, one)", "a = Add(zero, x)", "a = Sub(x, zero)",
         "a = Pow(x, one)", "a = Reshape(x, same)", "a = Expand(x, same)", "a = Sum(x)",
         "a = Transpose<perm=[0,1]>(x)", "a = Concat<axis=0>(x)", "a = Clip(x)",
