@@ -101,6 +101,8 @@ class Results:
     versions: dict[str, str]
     rows: list[Row] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    roof: dict[str, float] = field(default_factory=dict)
+    """Limits of one core: see `benchmarks.roofline`."""
 
     def save(self, path: Path) -> None:
         """Write JSON; the old file stays until the new one is complete."""

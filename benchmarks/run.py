@@ -54,9 +54,13 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
-    from benchmarks import report, results
+    from benchmarks import report, results, roofline
+    from benchmarks.timing import pinned
 
     found = results.begin(["benchmarks.run", *arguments])
+    if options.command == "layers" and "sparsegraph" in options.engines:
+        with pinned(1):
+            found.roof.update(roofline.measure())
     _collect(options, found, _points(options))
     report.print_rows(found)
     return 1 if any(row.error for row in found.rows) else 0

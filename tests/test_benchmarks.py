@@ -17,11 +17,13 @@ from benchmarks import (
     bars,
     compile_cost,
     measure,
+    page,
     plot,
     prune,
     real_models,
     report,
     results,
+    roofline,
     run,
     zoo,
 )
@@ -414,6 +416,36 @@ class TestReport:
         tags = [element.tag.rpartition("}")[2] for element in tree.iter()]
         assert tags.count("circle") == 4
         assert "a&b" in [element.text for element in tree.iter()]
+
+
+class TestPage:
+    def test_shows_every_engine_and_marks_the_fastest(self) -> None:
+        rows = [
+            a_row(kind="models", engine=e, density=d, median_ms=m)
+            for e, m in (("ort", 25.0), ("sparsegraph", 5.0), ("peer<1>", 10.0))
+            for d in (1.0, 0.1)
+        ]
+        text = page.page([some_results(*rows)])
+        assert text.count('<td class="best">5.00</td>') == 2
+        assert "<td>2.50</td>" in text
+        assert "peer&lt;1&gt;" in text
+        assert "<svg" in text
+        assert "Roofline" not in text, "nothing was measured for it"
+
+    def test_roofline_places_layers_under_the_measured_limits(self) -> None:
+        row = a_row(kind="layers", workload="gemm", median_ms=1.0, gmacs=0.25, weight_bytes=10**7)
+        found = some_results(row)
+        found.roof.update({"gflops": 92.0, "L1": 180.0, "memory": 30.0})
+        drawn = page.page([found])
+        assert "gemm 90 % unstructured: 50.0 GF/s" in drawn
+        assert "registers: 92 GF/s" in drawn
+        start = drawn.rindex("<svg")
+        ElementTree.fromstring(drawn[start : drawn.rindex("</svg>") + 6])
+
+    def test_limits_of_this_core_are_in_order(self) -> None:
+        roof = roofline.measure()
+        assert roof["gflops"] > 1
+        assert roof["L1"] > roof["memory"] > 0.1
 
 
 class TestMeasure:
