@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparsegraph.pipeline import optimize
     from sparsegraph.prune import prune
     from sparsegraph.runtime import InferenceSession
+    from sparsegraph.shrink import shrink
 
 __all__ = [
     "Compiled",
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "optimize",
     "prune",
+    "shrink",
 ]
 __version__ = "0.1.0"
 
@@ -50,7 +52,7 @@ _FROM = {
     "load": "capture",
     "optimize": "pipeline",
 }
-_NAMESAKES = frozenset({"bench", "capture", "compile", "inspect", "prune"})
+_NAMESAKES = frozenset({"bench", "capture", "compile", "inspect", "prune", "shrink"})
 
 
 class _Verb(ModuleType):

@@ -108,6 +108,55 @@ def prune(
 
 
 @app.command()
+def shrink(
+    model: Model,
+    to: Annotated[Path, typer.Option("--output", "-o", help="The smaller ONNX file.")],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A share of every group, or group=share; half of all by default."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="norm, scale, activation or prefix.")] = "norm",
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+    ] = None,
+    multiple: Annotated[int, typer.Option(min=1, help="Keep multiples of this many.")] = 1,
+    within_groups: Annotated[
+        bool, typer.Option(help="Cut the same index in all groups of grouped convolutions.")
+    ] = False,
+    through_norm: Annotated[
+        bool, typer.Option(help="Also cut features under a layer norm; moves its statistics.")
+    ] = False,
+    groups: Annotated[bool, typer.Option(help="Print every group line by line.")] = False,
+    shape: Shape = None,
+    dim: Dim = None,
+    json: Json = None,
+) -> None:
+    """Remove channels, heads and hidden units: a smaller model of the same operators."""
+    from dataclasses import asdict
+
+    from sparsegraph import graph
+    from sparsegraph.capture import load
+    from sparsegraph.shrink import shrink as run
+
+    screen = _screen(json, to)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    inputs = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
+    feeds = () if calibration is None else options.read_calibration(calibration, inputs)
+    done = run(
+        captured, options.keep(keep or ()), by, calibration=feeds, multiple=multiple,
+        grouped="within" if within_groups else "whole", through_norm=through_norm,
+    )  # fmt: skip
+    output.write_model(to, done.model)
+    if groups:
+        screen.say("\n\n".join(map(str, done.groups)))
+    columns = ["group", "units", "kept", "operators", "picture"]
+    rows = [[r.group, r.n_before, r.n_after, r.n_operators, r.picture] for r in done.table]
+    screen.table(f"Groups of {model.name}, cut by {by}", columns, rows, done.summary())
+    screen.say(f"wrote {to}")
+    screen.json({**done.facts(), "groups": [asdict(r) for r in done.table]})
+
+
+@app.command()
 def optimize(
     model: Model,
     to: Annotated[Path, typer.Option("--output", "-o", help="The smaller ONNX file.")],

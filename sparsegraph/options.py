@@ -27,6 +27,24 @@ def shapes(shape: Sequence[str], dim: Sequence[str]) -> dict[str, int | tuple[in
     return found
 
 
+def keep(given: Sequence[str]) -> float | dict[str, float]:
+    """`0.5` for all groups (also when nothing is given), or `group=0.25` for the named ones."""
+    if not given:
+        return 0.5
+    if len(given) == 1 and "=" not in given[0]:
+        return _share(given[0], given[0])
+    pairs = [_pair("--keep", text, "GROUP=SHARE") for text in given]
+    return {name: _share(f"{name}={share}", share) for name, share in pairs}
+
+
+def _share(text: str, share: str) -> float:
+    try:
+        return float(share)
+    except ValueError as error:
+        fix = "write --keep 0.5"
+        raise UsageError(message("--keep", text, f"'{share}'", "a number", fix)) from error
+
+
 def read_feed(given: Sequence[str]) -> Feeds:
     """Arrays by input name from `feed.npz` and `name=array.npy`.
 

@@ -58,7 +58,7 @@ def test_every_public_name_resolves(name: str) -> None:
     assert name == "errors" or callable(value)
 
 
-@pytest.mark.parametrize("verb", ["bench", "capture", "compile", "inspect", "prune"])
+@pytest.mark.parametrize("verb", ["bench", "capture", "compile", "inspect", "prune", "shrink"])
 def test_verbs_work_before_and_after_their_module_is_imported(verb: str) -> None:
     code = f"""
 import sparsegraph as sg

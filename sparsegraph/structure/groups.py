@@ -55,12 +55,17 @@ def groups(analysis: Analysis) -> list[Group]:
     group_of_root = np.zeros(analysis.ties.forest.n, np.int64)
     group_of_root[roots] = number
     touched = _touches(analysis, group_of_root)
-    found = []
+    found: list[Group] = []
+    names: set[str] = set()
     for one in np.unique(number):
         units = np.unique(roots[number == one])
         if len(units) > 1:
             lines = tuple(_lines(analysis, touched.get(int(one), []), group_of_root, int(one)))
-            found.append(Group(_name(analysis, units, lines), units, lines))
+            name = _name(analysis, units, lines)
+            if name in names:
+                name = f"{name}#{len(found)}"
+            names.add(name)
+            found.append(Group(name, units, lines))
     return found
 
 
@@ -91,7 +96,11 @@ def _lines(
     analysis: Analysis, touches: list[Touch], group_of_root: Labels, number: int
 ) -> Iterator[Line]:
     order = {node: i for i, node in enumerate(analysis.graph)}
+    seen: set[tuple[ir.Node, str, int]] = set()
     for touch in sorted(touches, key=lambda one: order[one.node]):
+        if (touch.node, touch.what, touch.axis) in seen:
+            continue
+        seen.add((touch.node, touch.what, touch.axis))
         inside = group_of_root[analysis.roots[touch.labels]] == number
         yield Line(
             _label(touch.node), touch.node.op_type, touch.role, touch.what, touch.axis,

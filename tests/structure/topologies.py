@@ -83,14 +83,14 @@ def inception() -> onnx.ModelProto:
 def shufflenet_v1() -> onnx.ModelProto:
     """Grouped 1x1 convolutions with a channel shuffle between them."""
     b = Builder("shufflenet_v1")
-    x = b.relu(b.conv(b.input("x", (1, 3, 8, 8)), "stem", 3, 24, 3))
+    x = b.relu(b.conv(b.input("x", (1, 3, 8, 8)), "stem", 3, 36, 3))
     for number in range(2):
-        y = b.relu(b.batch_norm(b.conv(x, f"a{number}", 24, 24, 1, groups=3), f"na{number}", 24))
-        y = b.reshape(b.transpose(b.reshape(y, 1, 3, 8, 8, 8), 0, 2, 1, 3, 4), 1, 24, 8, 8)
-        y = b.conv(y, f"b{number}", 24, 24, 3, groups=24, gain=1.0)
-        y = b.conv(y, f"c{number}", 24, 24, 1, groups=3)
+        y = b.relu(b.batch_norm(b.conv(x, f"a{number}", 36, 36, 1, groups=3), f"na{number}", 36))
+        y = b.reshape(b.transpose(b.reshape(y, 1, 3, 12, 8, 8), 0, 2, 1, 3, 4), 1, 36, 8, 8)
+        y = b.conv(y, f"b{number}", 36, 36, 3, groups=36, gain=1.0)
+        y = b.conv(y, f"c{number}", 36, 36, 1, groups=3)
         x = b.relu(b.op("Add", x, y))
-    b.output(b.conv(b.op("GlobalAveragePool", x), "head", 24, 10, 1, bias=True), "y")
+    b.output(b.conv(b.op("GlobalAveragePool", x), "head", 36, 10, 1, bias=True), "y")
     return b.finish()
 
 

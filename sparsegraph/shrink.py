@@ -1,0 +1,190 @@
+"""Remove channels, heads and hidden units on request: a smaller model of the same operators.
+
+Every shrunk model is proved against the masked one (removed units zero wherever they are read), so
+what remains to be judged is the choice of units, never the surgery.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsegraph import pipeline
+from sparsegraph.errors import UsageError, VerifyError, message
+from sparsegraph.graph import opset
+from sparsegraph.layers import weighted
+from sparsegraph.structure import cut, mask
+from sparsegraph.structure.criteria import Evidence, criterion
+from sparsegraph.structure.groups import Group, groups
+from sparsegraph.structure.ties import Policy, analyse
+from sparsegraph.verify import Feed, Session, compare, feeds_for, tolerance
+
+Keep = float | Sequence[int]
+_BAR = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group before and after."""
+
+    group: str
+    n_before: int
+    n_after: int
+    n_operators: int
+
+    @property
+    def picture(self) -> str:
+        """What stays, as a bar."""
+        full = round(_BAR * self.n_after / self.n_before)
+        return "█" * full + "·" * (_BAR - full)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller model. `error`: against the masked model; `change`: against the given one."""
+
+    model: ir.Model
+    table: tuple[Row, ...]
+    groups: tuple[Group, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    error: float | None
+    change: float
+
+    def facts(self) -> dict[str, object]:
+        """The numbers beside the table."""
+        (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
+        return {
+            "parameters_before": weights, "parameters_after": weights_left,
+            "macs_before": macs, "macs_after": macs_left,
+            "error_against_masked": self.error, "change_of_outputs": self.change,
+        }  # fmt: skip
+
+    def summary(self) -> str:
+        """Two lines under the table."""
+        (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
+        proof = "not compared" if self.error is None else f"{self.error:.0e} from the masked model"
+        return (
+            f"{weights:,} -> {weights_left:,} parameters ({1 - weights_left / weights:.1%} gone), "
+            f"{macs / 1e6:,.1f} -> {macs_left / 1e6:,.1f} million multiply-accumulates\n"
+            f"outputs moved by {self.change:.1e} of their range; {proof}"
+        )
+
+
+def shrink(
+    model: ir.Model,
+    keep: float | Mapping[str, Keep] = 0.5,
+    by: str = "norm",
+    *,
+    calibration: Sequence[Feed] = (),
+    multiple: int = 1,
+    grouped: Literal["whole", "within"] = "whole",
+    through_norm: bool = False,
+) -> Shrunk:
+    """Keep a share of the units of every group, those with the highest scores of criterion `by`.
+
+    `keep` is a share in (0, 1], or per group name (see `Shrunk.groups`) a share or the indices of
+    the units that stay; groups that are not named stay whole. Counts are rounded up to `multiple`.
+    `through_norm` also cuts features that a layer norm runs over, which changes its mean and
+    variance: then there is no masked model to compare with. The model is optimised first, which
+    already removes what is dead. Raises UsageError for a wrong option and VerifyError when the
+    shrunk model is not the masked one.
+    """
+    if multiple < 1:
+        raise UsageError(message("option", "multiple", multiple, "at least 1", "leave it out"))
+    policy = Policy(grouped, through_norm)
+    base = pipeline.optimize(model).model
+    analysis = analyse(base, policy)
+    found = groups(analysis)
+    shares = _shares(found, keep)
+    scores = criterion(by)(Evidence(base, analysis, calibration))
+    gone = np.zeros(analysis.ties.forest.n, np.bool_)
+    for group in found:
+        gone[_chosen(group, shares.get(group.name, 1.0), scores, multiple)] = True
+    gone = cut.fill_empty(analysis, gone)
+    smaller = base.clone()
+    cut.apply(analyse(smaller, policy), gone)
+    error = None if through_norm else _proof(base, smaller, policy, gone)
+    return Shrunk(
+        smaller,
+        tuple(_row(group, gone) for group in found),
+        tuple(found),
+        (n_parameters(base), n_parameters(smaller)),
+        (n_macs(base), n_macs(smaller)),
+        error,
+        _change(smaller, model),
+    )
+
+
+def n_parameters(model: ir.Model) -> int:
+    """Numbers in all constants."""
+    return sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value)
+
+
+def n_macs(model: ir.Model) -> int:
+    """Multiply-accumulates of all layers with a constant weight."""
+    return sum(layer.macs() or 0 for layer in weighted(model))
+
+
+def _shares(found: Sequence[Group], keep: float | Mapping[str, Keep]) -> dict[str, Keep]:
+    names = [group.name for group in found]
+    shares: dict[str, Keep] = {}
+    shares.update(keep if isinstance(keep, Mapping) else dict.fromkeys(names, keep))
+    for name, share in shares.items():
+        if name not in names:
+            need = ", ".join(names[:8]) or "a model with groups"
+            raise UsageError(message("group", name, "no such group", need, "see --groups"))
+        if isinstance(share, float | int) and not 0 < share <= 1:
+            raise UsageError(message("option", "keep", share, "above 0, at most 1", "give 0.5"))
+    return shares
+
+
+def _chosen(
+    group: Group, share: Keep, scores: NDArray[np.float64], multiple: int
+) -> NDArray[np.int64]:
+    """The roots of a group that go."""
+    n = len(group.roots)
+    if not isinstance(share, float | int):
+        if not share or min(share) < 0 or max(share) >= n:
+            found, need = list(share)[:8], f"indices from 0 to {n - 1}"
+            raise UsageError(message("group", group.name, found, need, "name the units that stay"))
+        return np.delete(group.roots, list(share))
+    n_keep = min(n, math.ceil(max(1, round(share * n)) / multiple) * multiple)
+    order = np.argsort(-scores[group.roots], kind="stable")
+    return group.roots[order[n_keep:]]
+
+
+def _proof(
+    base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.bool_]
+) -> float | None:
+    """The largest distance of the shrunk model from the masked one."""
+    masked = base.clone()
+    mask.apply(analyse(masked, policy), gone)
+    one, other = Session(smaller), Session(masked)
+    worst = 0.0
+    for feed in feeds_for(base, 2):
+        want = other.run(feed)
+        error = compare(one.run(feed), want)
+        if error > tolerance(want):
+            found, need = f"outputs off by {error:.1e}", f"at most {tolerance(want):.1e}"
+            name = base.graph.name or f"opset {opset(base)}"
+            raise VerifyError(message("shrunk model", name, found, need, "report it"))
+        worst = max(worst, error)
+    return worst
+
+
+def _change(smaller: ir.Model, model: ir.Model) -> float:
+    feed = feeds_for(model, 2)[1]
+    return compare(Session(smaller).run(feed), Session(model).run(feed))
+
+
+def _row(group: Group, gone: NDArray[np.bool_]) -> Row:
+    n = len(group.roots)
+    operators = {line.node for line in group.lines}
+    return Row(group.name, n, n - int(gone[group.roots].sum()), len(operators))

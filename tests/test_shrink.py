@@ -1,0 +1,200 @@
+"""Removal on request: keep-ratios, keep-lists, criteria, the proof, and the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+import sparsegraph as sg
+from sparsegraph.cli import app
+from sparsegraph.errors import UsageError, VerifyError
+from sparsegraph.shrink import shrink
+from sparsegraph.structure import cut
+from sparsegraph.structure.criteria import CRITERIA, Evidence, criterion
+from sparsegraph.structure.groups import groups
+from sparsegraph.structure.ties import Policy, analyse
+from sparsegraph.verify import feeds_for, run_onnx
+from tests.passes.check import parse, weight
+from tests.structure.topologies import ALL
+
+CHAIN = """g (float[1,4,6,6] x) => (float[1,3,6,6] y) {
+    c = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(c)  y = Conv(r, v)  }"""
+
+
+def chain(sizes: tuple[float, ...] = (1, 4, 2, 3, 6, 5, 8, 7)) -> ir.Model:
+    """Eight hidden channels whose norms have this order."""
+    unit = np.ones((8, 4, 3, 3), np.float32) / 6
+    signs = np.sign(weight(8, 4, 3, 3))
+    w = unit * signs * np.array(sizes, np.float32).reshape(8, 1, 1, 1)
+    return parse(CHAIN, w=w, b=weight(8), v=weight(3, 8, 1, 1) * 0.01)
+
+
+def hidden(model: ir.Model) -> int:
+    return int(next(iter(model.graph)).outputs[0].shape[1])  # type: ignore[index]
+
+
+def test_the_largest_norms_stay() -> None:
+    model = chain()
+    before = model.graph.initializers["w"].const_value.numpy()  # type: ignore[union-attr]
+    done = shrink(model, 0.5)
+    after = done.model.graph.initializers["w"].const_value.numpy()  # type: ignore[union-attr]
+    assert np.array_equal(after, before[[4, 5, 6, 7]])
+    assert done.error is not None
+    assert done.error <= 1e-6
+    assert done.change > 0.01
+    (row,) = done.table
+    assert (row.n_before, row.n_after) == (8, 4)
+    assert row.picture.count("█") == 10
+
+
+def test_the_given_model_stays_as_it_was() -> None:
+    model = chain()
+    text = str(ir.to_proto(model))
+    shrink(model, 0.25)
+    assert str(ir.to_proto(model)) == text
+
+
+def test_a_list_names_the_units_that_stay() -> None:
+    model = chain()
+    name = shrink(model, 1.0).groups[0].name
+    before = model.graph.initializers["w"].const_value.numpy()  # type: ignore[union-attr]
+    done = shrink(model, {name: [0, 2]})
+    after = done.model.graph.initializers["w"].const_value.numpy()  # type: ignore[union-attr]
+    assert np.array_equal(after, before[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("keep", "multiple", "left"), [(0.5, 1, 4), (0.4, 4, 4), (0.6, 4, 8), (0.01, 1, 1), (1.0, 1, 8)]
+)
+def test_counts_and_multiples(keep: float, multiple: int, left: int) -> None:
+    assert hidden(shrink(chain(), keep, multiple=multiple).model) == left
+
+
+def test_unnamed_groups_stay_whole() -> None:
+    model = sg.load(ALL["unet"]())
+    names = [group.name for group in shrink(model, 1.0).groups]
+    done = shrink(model, {names[0]: 0.5})
+    assert [r.group for r in done.table if r.n_after < r.n_before] == names[:1]
+    assert done.parameters[1] < done.parameters[0]
+    assert done.macs[1] < done.macs[0]
+
+
+@pytest.mark.parametrize("by", CRITERIA)
+def test_every_criterion_gives_a_proved_model(by: str) -> None:
+    model = sg.load(ALL["squeeze_excite"]())
+    done = shrink(model, 0.5, by, calibration=feeds_for(model, 2)[1:])
+    assert done.error is not None
+    assert done.error <= 1e-5
+    assert all(r.n_after == (r.n_before + 1) // 2 for r in done.table)
+
+
+def test_activation_sees_inputs_that_are_small() -> None:
+    model = chain((8, 8, 8, 8, 1, 1, 1, 1))
+    analysis = analyse(model)
+    (group,) = groups(analysis)
+    feeds = feeds_for(model, 2)[1:]
+    scores = criterion("activation")(Evidence(model, analysis, feeds))[group.roots]
+    run = run_onnx(model, feeds[0], [str(list(model.graph)[1].outputs[0].name)])
+    (read,) = run.values()
+    energy = (read[0].astype(np.float64) ** 2).mean(axis=(1, 2))
+    v = model.graph.initializers["v"].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
+    assert np.allclose(scores, np.sqrt(energy * (v**2).sum(axis=(0, 2, 3))), rtol=1e-5)
+
+
+def test_norm_scale_reads_batch_norm() -> None:
+    text = """g (float[1,4,6,6] x) => (float[1,3,6,6] y) {
+        c = Conv(x, w)  n = BatchNormalization(c, gamma, beta, mean, var)
+        r = Relu(n)  y = Conv(r, v)  }"""
+    gamma = np.array([0.1, 3, 0.2, 2, 0.3, 4, 0.4, 5], np.float32)
+    model = parse(
+        text, w=weight(8, 4, 1, 1), v=weight(3, 8, 1, 1), gamma=gamma, beta=weight(8),
+        mean=weight(8), var=weight(8) ** 2 + 0.5,
+    )  # fmt: skip
+    analysis = analyse(model)
+    (group,) = groups(analysis)
+    scores = criterion("scale")(Evidence(model, analysis))[group.roots]
+    assert np.allclose(scores, gamma)
+
+
+def test_features_under_a_norm_only_when_allowed() -> None:
+    model = sg.load(ALL["windows"]())
+    strict, loose = shrink(model, 0.5), shrink(model, 0.5, through_norm=True)
+    assert len(loose.groups) >= len(strict.groups)
+    assert strict.error is not None
+    assert loose.error is None
+
+
+def test_grouped_convolutions_have_two_policies() -> None:
+    model = sg.load(ALL["shufflenet_v1"]())
+    assert not shrink(model, 0.5).groups
+    within = shrink(model, 0.5, grouped="within")
+    assert within.parameters[1] < within.parameters[0]
+    counts = [n.attributes.get_int("group", 1) for n in within.model.graph if n.op_type == "Conv"]
+    assert set(counts) == {1, 3, 18}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"keep": 0.0}, "above 0"),
+        ({"keep": 1.5}, "at most 1"),
+        ({"keep": {"nothing": 0.5}}, "no such group"),
+        ({"by": "taste"}, "no such criterion"),
+        ({"by": "activation"}, "no calibration"),
+        ({"multiple": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        shrink(chain(), **options)  # type: ignore[arg-type]
+
+
+def test_a_wrong_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cut.apply
+
+    def wrong(analysis: object, gone: np.ndarray) -> None:
+        right(analysis, gone)  # type: ignore[arg-type]
+        graph = analysis.graph  # type: ignore[attr-defined]
+        value = graph.initializers["v"]
+        value.const_value = ir.tensor(value.const_value.numpy() + 0.01, name="v")
+
+    monkeypatch.setattr(cut, "apply", wrong)
+    with pytest.raises(VerifyError, match="shrunk model"):
+        shrink(chain(), 0.5)
+
+
+def test_a_group_prints_how_its_units_hang_together() -> None:
+    text = str(shrink(sg.load(ALL["gqa"]()), 1.0).groups[0])
+    assert "2 units" in text
+    assert "makes" in text
+    assert "reads" in text
+    assert "16 positions" in text
+
+
+def test_command(tmp_path: Path) -> None:
+    source, to, table = tmp_path / "m.onnx", tmp_path / "s.onnx", tmp_path / "t.json"
+    onnx.save(ALL["vgg"](), source)
+    arguments = ["shrink", str(source), "-o", str(to), "--keep", "0.5", "--groups"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(table)])
+    assert result.exit_code == 0, result.output
+    assert "parameters" in result.output
+    facts = json.loads(table.read_text())
+    assert facts["parameters_after"] < facts["parameters_before"]
+    assert facts["error_against_masked"] <= 1e-5
+    assert all(row["n_after"] < row["n_before"] for row in facts["groups"])
+    onnx.checker.check_model(onnx.load(to), full_check=True)
+    feed = feeds_for(sg.load(to), 2)[1]
+    assert all(np.isfinite(v).all() for v in run_onnx(onnx.load(to), feed).values())
+    again = CliRunner().invoke(app, ["shrink", str(source), "-o", str(to), "--keep", "nothing=0.5"])
+    assert again.exit_code == 2
+    assert "no such group" in again.output
+
+
+def test_policy_is_part_of_the_analysis() -> None:
+    model = sg.load(ALL["shufflenet_v1"]())
+    assert len(groups(analyse(model, Policy("within")))) == 3
+    assert not groups(analyse(model, Policy("whole")))
