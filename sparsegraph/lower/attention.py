@@ -14,7 +14,7 @@ from sparsegraph.graph import attribute, constant, float_attribute, ints_attribu
 from sparsegraph.lower.builder import Builder, Declined, Stored, dtype_of, shape_of
 from sparsegraph.lower.elementwise import emit_row_tree
 from sparsegraph.program import Arg, Ref, Scratch
-from sparsegraph.targets.kernels.attention import Attention, group_for
+from sparsegraph.targets.kernels.attention import Attention, shape_for
 from sparsegraph.targets.layout import FeatureMajor
 
 _SPLIT = (0, 2, 1, 3)  # [batch, points, heads, depth] <-> [batch, heads, points, depth]
@@ -55,12 +55,11 @@ def lower_attention(b: Builder, node: ir.Node) -> None:
     scale = float_attribute(node, "scale", 0.0) or 1.0 / np.sqrt(q.depth)
     kind, mask_args = _mask(b, node, q, queries.points, keys.points)
     vectors = queries.block // b.target.lanes
-    group = group_for(vectors, b.target)
-    kernel = Attention(vectors, b.target.lanes, group, keys.block, kind)
+    kernel = Attention(vectors, b.target.lanes, *shape_for(vectors, b.target), keys.block, kind)
     y, last = _result(b, node, q, v)
     items = q.images * q.heads * queries.tiles
     args = [
-        *y.args(), *q.args(), *k.args(), *v.args(), Scratch(kernel.scratch_bytes(keys.points)),
+        *y.args(), *q.args(), *k.args(), *v.args(), Scratch(kernel.scratch_bytes(q.depth)),
         float(scale), q.heads, q.heads // k.heads, queries.tiles, keys.points, q.depth, v.depth,
         *mask_args,
     ]  # fmt: skip

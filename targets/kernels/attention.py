@@ -1,11 +1,14 @@
 """Attention with features in rows and queries in lanes: softmax(scale * Q K^T + mask) V.
 
-One item is one tile of queries of one head of one image. Its scores [keys, block] stay in scratch
-(level 1 or 2 cache); both products broadcast single keys and values over vectors of queries, as
-the product kernels do with weights; softmax runs down the columns, so nothing is reduced across
-lanes. Source of the operator: ONNX Attention (opset 23).
+One item is one tile of queries of one head of one image. Keys are taken in chunks whose scores
+[keys, block] stay in the level 1 cache; a running maximum rescales what earlier chunks gave (the
+online softmax of Milakov and Gimelshein, 2018). Both products broadcast single keys and values
+over vectors of queries, as the product kernels do with weights; softmax runs down the columns, so
+nothing is reduced across lanes. Scale and log2(e) are multiplied into a copy of the queries, so
+that the exponential is 2^x. Source of the operator: ONNX Attention (opset 23).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,10 @@ from sparsegraph.targets.target import Target
 
 _LOWEST = -2e30  # scores below are masked: a row of them gives zeros, as in ONNX Runtime
 _SMALLEST = 1e-30  # a sum with one key that is not masked is at least 1
+_SCORES_BYTES = 16 << 10  # of one chunk; 8 to 28 KB are equally fast
+
+Visit = Callable[[Expr, int], None]
+Operand = Callable[[int], Expr]
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Attention:
     Attributes:
         vectors: vectors of queries in one tile.
         lanes: float32 values in a vector.
+        span: vectors of queries, at most, whose accumulators are in registers together.
         group: keys (or value features) computed together.
         key_block: block of keys and values (points per tile of k and v).
         mask: `none`; `key` (added per key, [images, keys]); `full` (added per key and query,
@@ -34,13 +42,14 @@ class Attention:
 
     vectors: int
     lanes: int
+    span: int
     group: int
     key_block: int
     mask: str = "none"
 
     @property
     def name(self) -> str:
-        shape = f"v{self.vectors}_l{self.lanes}_g{self.group}_k{self.key_block}"
+        shape = f"v{self.vectors}_l{self.lanes}_s{self.span}_g{self.group}_k{self.key_block}"
         return f"attention_f32_{shape}_mask_{self.mask}"
 
     @property
@@ -60,156 +69,270 @@ class Attention:
         """Queries in one tile."""
         return self.vectors * self.lanes
 
-    def scratch_bytes(self, keys: int) -> int:
-        """Scores of one tile, its maxima and sums."""
-        return 4 * self.block * (keys + 3)
+    @property
+    def chunk(self) -> int:
+        """Tiles of keys whose scores are computed together."""
+        return max(1, _SCORES_BYTES // (4 * self.block * self.key_block))
+
+    def scratch_bytes(self, depth: int) -> int:
+        """Scores of one chunk, its queries, and per query maximum, sum and factor."""
+        return 4 * self.block * (self.chunk * self.key_block + depth + 3)
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args).run()
 
 
 class _Emitter:
+    """Rows of scratch: `queries` [depth], `top`, `sum`, `factor`, then the scores."""
+
     def __init__(self, spec: Attention, args: dict[str, Expr]) -> None:
         self.spec, self.a = spec, args
-        split = (spec.vectors,) if spec.vectors <= 6 else (4, spec.vectors - 4)
-        self.split = split
-        self.spans = [(sum(split[:i]), n) for i, n in enumerate(split)]
 
     def run(self) -> None:
         a, spec = self.a, self.spec
         per_image = bind(a["heads"] * a["tiles"])
+        self.top = bind(a["depth"] * spec.block)
+        self.sum, self.factor, self.weights = (bind(self.top + i * spec.block) for i in range(1, 4))
+        self.key_tiles = bind(emit.divide(a["keys"] + (spec.key_block - 1), spec.key_block))
         with loop(a["begin"], a["end"]) as item:
             self.image = bind(emit.divide(item, per_image))
-            head = bind(emit.divide(emit.modulo(item, per_image), a["tiles"]))
-            shared = bind(
-                emit.divide(head, a["share"])
-            )  # grouped queries: several heads, one key head
-            self.head = head
+            self.head = bind(emit.divide(emit.modulo(item, per_image), a["tiles"]))
+            shared = bind(emit.divide(self.head, a["share"]))  # several heads may share one key
             self.tile = bind(emit.modulo(item, a["tiles"]))
-            base = {"y": head, "q": head, "k": shared, "v": shared}
-            self.base = {
-                p: bind(self.image * a[f"{p}_image"] + h * a[f"{p}_head"]) for p, h in base.items()
-            }
+            heads = {"y": self.head, "q": self.head, "k": shared, "v": shared}
+            base = {p: self.image * a[f"{p}_image"] + h * a[f"{p}_head"] for p, h in heads.items()}
             for p in "yq":
-                self.base[p] = bind(self.base[p] + self.tile * a[f"{p}_tile"])
-            self.max_at = bind(a["keys"] * spec.block)
-            self.scores()
-            self.softmax()
-            self.values()
+                base[p] = base[p] + self.tile * a[f"{p}_tile"]
+            self.base = {p: bind(at) for p, at in base.items()}
+            self.start()
+            with loop(0, emit.divide(self.key_tiles + (spec.chunk - 1), spec.chunk)) as chunk:
+                self.first = bind(chunk * spec.chunk)
+                tiles = emit.minimum(const(spec.chunk, "int32"), self.key_tiles - self.first)
+                self.n_tiles = bind(tiles)
+                self.scores()
+                self.softmax()
+                self.values()
+            self.finish()
 
-    def point(self, operand: str, index: Expr) -> Expr:
-        """Address of point `index` of k or v, feature 0 of the head."""
-        block = self.spec.key_block
-        at = emit.divide(index, block) * self.a[f"{operand}_tile"] + emit.modulo(index, block)
-        return bind(self.base[operand] + at)
+    def spans(self, visit: Visit, span: int | None = None) -> None:
+        """visit(first vector, vectors) for parts of at most `span` vectors, as even as possible."""
+        vectors, parts = self.spec.vectors, -(-self.spec.vectors // (span or self.spec.span))
+        size, n_larger = divmod(vectors, parts)
+        for first, count, n in ((0, n_larger, size + 1), (n_larger * (size + 1), parts - n_larger,
+                                                          size)):  # fmt: skip
+            if count == 1:
+                visit(const(first, "int32"), n)
+            elif count:
+                with loop(0, count) as i:
+                    visit(bind(first + i * n), n)
+
+    def each_query_vector(self, visit: Callable[[Expr], None]) -> None:
+        with loop(0, self.spec.vectors) as v:
+            visit(bind(v * self.spec.lanes))
+
+    def constant(self, value: float) -> Expr:
+        return splat(const(value), self.spec.lanes)
+
+    def put(self, index: Expr, value: Expr) -> None:
+        store(self.a["scratch"], value, index, self.spec.lanes)
+
+    def get(self, index: Expr) -> Expr:
+        return load(self.a["scratch"], index, self.spec.lanes)
+
+    def start(self) -> None:
+        """Scaled queries; no maximum, no sum, no result yet."""
+        a, lanes, block = self.a, self.spec.lanes, self.spec.block
+        scale = bind(splat(a["scale"] * const(math.LOG2_E), lanes))
+        with loop(0, a["depth"]) as d:
+            at = bind(self.base["q"] + d * a["q_row"])
+            self.each_query_vector(
+                lambda v: self.put(d * block + v, load(a["q"], at + v, lanes) * scale)
+            )
+        with loop(0, a["value_depth"]) as d:
+            to = bind(self.base["y"] + d * a["y_row"])
+            self.each_query_vector(lambda v: store(a["y"], self.constant(0.0), to + v, lanes))
+
+        def clear(v: Expr) -> None:
+            self.put(self.top + v, self.constant(_LOWEST * math.LOG2_E))
+            self.put(self.sum + v, self.constant(0.0))
+
+        self.each_query_vector(clear)
+
+    def in_groups(self, count: Expr, body: Callable[[Expr, int], None]) -> None:
+        """body(first, group) over `count` rows; the rest in pairs and alone."""
+        done: Expr = const(0, "int32")
+        for group in sorted({self.spec.group, min(2, self.spec.group), 1}, reverse=True):
+            full = bind(emit.divide(count - done, group))
+            first = done
+            with loop(0, full) as g:
+                body(bind(first + g * group), group)
+            done = bind(first + full * group)
+
+    def tile_keys(self, t: Expr) -> Expr:
+        """Keys in tile t of the chunk."""
+        width = self.spec.key_block
+        left = self.a["keys"] - (self.first + t) * width
+        return bind(emit.minimum(const(width, "int32"), left))
 
     def scores(self) -> None:
-        """scratch[j, :] = scale * sum_d k[d, j] q[d, :] + mask, and the maxima over j."""
-        a, spec, lanes = self.a, self.spec, self.spec.lanes
-        for v in range(spec.vectors):
-            store(a["scratch"], splat(const(-np.inf), lanes), self.max_at + v * lanes, lanes)
-        self.in_groups(a["keys"], self.score_group)
+        """weights[j, :] = log2(e) (scale * sum_d k[d, j] q[d, :] + mask)."""
+        with loop(0, self.n_tiles) as t:
+            keys = self.tile_keys(t)
+            row = bind(t * self.spec.key_block)
+            at = bind(self.base["k"] + (self.first + t) * self.a["k_tile"])
+            self.spans(
+                lambda span, n: self.in_groups(
+                    keys, lambda j, group: self.score_group(at, row, j, group, span, n)
+                )
+            )
 
-    def in_groups(self, count: Expr, body: Any) -> None:
-        """body(first, group) over `count` rows; the rest one by one."""
-        group = self.spec.group
-        full = bind(emit.divide(count, group))
-        for first, n in self.spans:
-            with loop(0, full) as g:
-                body(bind(g * group), group, first, n)
-            with loop(full * group, count) as j:
-                body(j, 1, first, n)
-
-    def score_group(self, first: Expr, group: int, span: int, n: int) -> None:
+    def score_group(self, at: Expr, row: Expr, j: Expr, group: int, span: Expr, n: int) -> None:
         a, lanes, block = self.a, self.spec.lanes, self.spec.block
+        side = bind(span * lanes)
         acc = [[Cell("float32", lanes) for _ in range(n)] for _ in range(group)]
-        keys = [self.point("k", first + r) for r in range(group)]
-        for cells in acc:
-            for cell in cells:
-                cell.set(splat(const(0.0), lanes))
+        for r, cells in enumerate(acc):
+            masks = self.masks(self.first * self.spec.key_block + row + j + r, side)
+            for v, cell in enumerate(cells):
+                cell.set(masks(v))
+        key = bind(at + j)
         with loop(0, a["depth"]) as d:
-            at = bind(self.base["q"] + d * a["q_row"] + span * lanes)
-            k = [bind(splat(load(a["k"], key + d * a["k_row"]), lanes)) for key in keys]
-            for v in range(n):
-                q = bind(load(a["q"], at + v * lanes, lanes))
-                for r in range(group):
-                    acc[r][v].set(acc[r][v].get() + k[r] * q)
-        scale = bind(splat(a["scale"], lanes))
-        for r in range(group):
-            masks = self.mask_loads(first + r, span)
-            for v in range(n):
-                acc[r][v].set(acc[r][v].get() * scale)
-                if masks is not None:
-                    acc[r][v].set(acc[r][v].get() + masks(v))
-                to = (first + r) * block + (span + v) * lanes
-                store(a["scratch"], acc[r][v].get(), to, lanes)
-        for v in range(n):
-            at = self.max_at + (span + v) * lanes
-            top = load(a["scratch"], at, lanes)
-            for r in range(group):
-                top = bind(emit.maximum(top, acc[r][v].get()))
-            store(a["scratch"], top, at, lanes)
+            here, k_row = bind(d * block + side), bind(key + d * a["k_row"])
+            multiply_add(
+                acc,
+                lambda r: splat(load(a["k"], k_row + r), lanes),
+                lambda v: self.get(here + v * lanes),
+            )
+        to = bind(self.weights + (row + j) * block + side)
+        for r, cells in enumerate(acc):
+            for v, cell in enumerate(cells):
+                self.put(to + r * block + v * lanes, cell.get())
 
-    def mask_loads(self, key: Expr, span: int) -> Any:
+    def masks(self, key: Expr, side: Expr) -> Callable[[int], Expr]:
+        """Per vector of queries what is added to the scores of `key`."""
         a, lanes, kind = self.a, self.spec.lanes, self.spec.mask
         if kind == "none":
-            return None
+            return lambda v: self.constant(0.0)
         if kind == "key":
-            one = bind(splat(load(a["mask"], self.image * a["mask_image"] + key), lanes))
+            number = load(a["mask"], self.image * a["mask_image"] + key)
+            one = bind(splat(number * const(math.LOG2_E), lanes))
             return lambda v: one
         at = self.image * a["mask_image"] + self.head * a["mask_head"]
-        at = bind(at + self.tile * a["mask_tile"] + key * a["mask_row"] + span * lanes)
-        return lambda v: load(a["mask"], at + v * lanes, lanes)
+        at = bind(at + self.tile * a["mask_tile"] + key * a["mask_row"] + side)
+        return lambda v: load(a["mask"], at + v * lanes, lanes) * self.constant(math.LOG2_E)
 
     def softmax(self) -> None:
-        """scratch = exp(scratch - max); the inverse sums replace the maxima."""
-        a, spec, lanes = self.a, self.spec, self.spec.lanes
-        with loop(0, spec.vectors) as v:
-            at = bind(self.max_at + v * lanes)
-            lowest = splat(const(_LOWEST), lanes)
-            top = bind(emit.maximum(load(a["scratch"], at, lanes), lowest))
-            total = Cell("float32", lanes)
-            total.set(splat(const(0.0), lanes))
-            with loop(0, a["keys"]) as j:
-                place = bind(j * spec.block + v * lanes)
-                e = bind(math.exp(load(a["scratch"], place, lanes) - top))
-                total.set(total.get() + e)
-                store(a["scratch"], e, place, lanes)
-            safe = emit.maximum(total.get(), splat(const(_SMALLEST), lanes))
-            store(a["scratch"], splat(const(1.0), lanes) / safe, at, lanes)
+        """weights = 2^(weights - top), their sums, and the factor for what came before."""
+        spec, lanes = self.spec, self.spec.lanes
+        count = emit.minimum(
+            self.n_tiles * spec.key_block, self.a["keys"] - self.first * spec.key_block
+        )
+        count = bind(count)
+
+        def columns(span: Expr, n: int) -> None:
+            side = [bind((span + v) * lanes) for v in range(n)]
+            maxima = [Cell("float32", lanes) for _ in range(n)]
+            for s, cell in zip(side, maxima):
+                cell.set(self.get(self.top + s))
+            with loop(0, count) as j:
+                for s, cell in zip(side, maxima):
+                    score = self.get(self.weights + j * spec.block + s)
+                    cell.set(emit.maximum(cell.get(), score))
+            tops = [bind(cell.get()) for cell in maxima]
+            totals = [Cell("float32", lanes) for _ in range(n)]
+            for total in totals:
+                total.set(self.constant(0.0))
+            with loop(0, count) as j:
+                for s, top, total in zip(side, tops, totals):
+                    place = bind(self.weights + j * spec.block + s)
+                    e = math.hold(math.exp2_negative(self.get(place) - top))
+                    total.set(total.get() + e)
+                    self.put(place, e)
+            for s, top, total in zip(side, tops, totals):
+                factor = math.hold(math.exp2_negative(self.get(self.top + s) - top))
+                self.put(self.factor + s, factor)
+                self.put(self.top + s, top)
+                self.put(self.sum + s, self.get(self.sum + s) * factor + total.get())
+
+        self.spans(columns, 2)
 
     def values(self) -> None:
-        """y[d, :] = sum_j v[d, j] scratch[j, :] / sum."""
-        self.in_groups(self.a["value_depth"], self.value_group)
+        """y[d, :] = y[d, :] * factor + sum_j v[d, j] weights[j, :]."""
+        self.spans(
+            lambda span, n: self.in_groups(
+                self.a["value_depth"], lambda d, group: self.value_group(d, group, span, n)
+            )
+        )
 
-    def value_group(self, first: Expr, group: int, span: int, n: int) -> None:
+    def value_group(self, first: Expr, group: int, span: Expr, n: int) -> None:
         a, lanes, block = self.a, self.spec.lanes, self.spec.block
+        side = bind(span * lanes)
+        to = bind(self.base["y"] + first * a["y_row"] + side)
+        factors = [bind(self.get(self.factor + side + v * lanes)) for v in range(n)]
         acc = [[Cell("float32", lanes) for _ in range(n)] for _ in range(group)]
-        for cells in acc:
-            for cell in cells:
-                cell.set(splat(const(0.0), lanes))
-        width = self.spec.key_block
-        with loop(0, emit.divide(a["keys"] + (width - 1), width)) as t:
-            row = bind(self.base["v"] + t * a["v_tile"] + first * a["v_row"])
-            with loop(0, emit.minimum(const(width, "int32"), a["keys"] - t * width)) as j:
-                at = bind((t * width + j) * block + span * lanes)
-                w = [bind(splat(load(a["v"], row + r * a["v_row"] + j), lanes))
-                     for r in range(group)]  # fmt: skip
-                for v in range(n):
-                    p = bind(load(a["scratch"], at + v * lanes, lanes))
-                    for r in range(group):
-                        acc[r][v].set(acc[r][v].get() + w[r] * p)
+        for r, cells in enumerate(acc):
+            for v, cell in enumerate(cells):
+                cell.set(load(a["y"], to + r * a["y_row"] + v * lanes, lanes) * factors[v])
+        row = bind(self.base["v"] + first * a["v_row"])
+        with loop(0, self.n_tiles) as t:
+            at = bind(row + (self.first + t) * a["v_tile"])
+            line = bind(self.weights + t * self.spec.key_block * block + side)
+            with loop(0, self.tile_keys(t)) as j:
+                here = bind(line + j * block)
+                multiply_add(
+                    acc,
+                    lambda r: splat(load(a["v"], at + r * a["v_row"] + j), lanes),
+                    lambda v: self.get(here + v * lanes),
+                )
+        for r in range(group):
+            for v in range(n):
+                store(a["y"], acc[r][v].get(), to + r * a["y_row"] + v * lanes, lanes)
+
+    def finish(self) -> None:
+        """y / sum."""
+        a, lanes = self.a, self.spec.lanes
+
+        def invert(v: Expr) -> None:
+            safe = emit.maximum(self.get(self.sum + v), self.constant(_SMALLEST))
+            self.put(self.factor + v, self.constant(1.0) / safe)
+
+        self.each_query_vector(invert)
+        with loop(0, a["value_depth"]) as d:
+            to = bind(self.base["y"] + d * a["y_row"])
+
+            def scale(v: Expr) -> None:
+                inverse = self.get(self.factor + v)
+                store(a["y"], load(a["y"], to + v, lanes) * inverse, to + v, lanes)
+
+            self.each_query_vector(scale)
+
+
+def multiply_add(acc: list[list[Cell]], row: Operand, vector: Operand) -> None:
+    """acc[r][v] += row(r) * vector(v); the smaller side is held in registers."""
+    n = len(acc[0])
+    if len(acc) < n:
+        rows = [bind(row(r)) for r in range(len(acc))]
         for v in range(n):
-            inverse = bind(load(a["scratch"], self.max_at + (span + v) * lanes, lanes))
-            for r in range(group):
-                to = self.base["y"] + (first + r) * a["y_row"] + (span + v) * lanes
-                store(a["y"], acc[r][v].get() * inverse, to, lanes)
+            x = bind(vector(v))
+            for cells, one in zip(acc, rows):
+                cells[v].set(cells[v].get() + one * x)
+        return
+    vectors = [bind(vector(v)) for v in range(n)]
+    for r, cells in enumerate(acc):
+        one = bind(row(r))
+        for cell, x in zip(cells, vectors):
+            cell.set(cell.get() + one * x)
 
 
-def group_for(vectors: int, target: Target) -> int:
-    """Rows whose accumulators fit the registers beside one query vector and the broadcasts."""
-    widest = vectors if vectors <= 6 else max(4, vectors - 4)
-    return max(1, min(4, (target.n_registers - 4) // widest))
+def shape_for(vectors: int, target: Target) -> tuple[int, int]:
+    """(span, group): accumulators, one side and one value of the other fill the registers.
+
+    On 16 registers 4 rows of 3 vectors need 7 loads for 12 products, 2 rows of 6 need 8.
+    """
+    if vectors == 4:
+        return 4, max(3, min(4, (target.n_registers - 4) // 4))
+    group = 8 if vectors == 1 else 4
+    span = max(1, (target.n_registers - 1) // (group + 1))
+    return min(vectors, span), group
 
 
 def reference(

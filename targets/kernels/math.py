@@ -8,6 +8,7 @@ and is exact at infinities, zeros and denormals. Two rules keep TVM from folding
 stay: never compare a value with itself (use `is_nan`), and `hold` x + c before subtracting c.
 """
 
+import math
 from collections.abc import Sequence
 
 from sparsegraph.targets import emit
@@ -21,6 +22,7 @@ HALF_PI, HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
 
 # name: coefficients, lowest power first                              largest relative error
 EXP = (0.499992311000824, 0.16667115688323975, 0.041890330612659454, 0.008312501013278961)  # 1.1e-7
+EXP2 = (1.0, *(c * math.log(2) ** i for i, c in enumerate((1.0, *EXP), 1)))
 LOG = (
     0.3333333134651184,
     -0.2500081956386566,
@@ -160,6 +162,17 @@ def exp_normal(x: Expr) -> Expr:
     """`exp` at two thirds of the cost: 0 below -87.68, inf above 88.37."""
     near_one, word = _exp_parts(x, -88.0, 88.5)
     return near_one * _power_of_two(word)
+
+
+def exp2_negative(x: Expr) -> Expr:
+    """2^x for x <= 0, relative error <= 3e-7 down to -126; below, an absolute error <= 2^-126.
+
+    0 from -127 on.
+    """
+    x = hold(above(x, like(-127.0, x)))
+    moved = hold(x + like(MAGIC, x))
+    r = hold(x - hold(moved - like(MAGIC, moved)))
+    return polynomial(r, EXP2) * _power_of_two(bits(moved, "int32"))
 
 
 def _exp_parts(x: Expr, low: float, high: float) -> tuple[Expr, Expr]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.attention import Attention, group_for, reference
+from sparsegraph.targets.kernels.attention import Attention, reference, shape_for
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 from sparsegraph import targets
@@ -46,8 +46,7 @@ def test_attention_equals_the_reference(case: tuple[int, ...], mask_kind: str) -
     yl = blocked(images, heads * value_depth, queries, 2, TARGET)
     y = host.empty(yl.size)
     vectors = ql.block // TARGET.lanes
-    group = group_for(vectors, TARGET)
-    kernel = Attention(vectors, TARGET.lanes, group, kl.block, mask_kind)
+    kernel = Attention(vectors, TARGET.lanes, *shape_for(vectors, TARGET), kl.block, mask_kind)
     mask, mask_args = None, ()
     if mask_kind == "key":
         mask = np.where(rng.random((images, 1, 1, keys)) < 0.3, -1e4, 0).astype(np.float32)
@@ -66,7 +65,7 @@ def test_attention_equals_the_reference(case: tuple[int, ...], mask_kind: str) -
     for flat, fm, d in ((y, yl, value_depth), (qf, ql, depth), (kf, kl, depth),
                         (vf, vl, value_depth)):  # fmt: skip
         sides += [flat, fm.image, d * fm.row, fm.tile, fm.row]
-    scratch = host.empty(kernel.scratch_bytes(keys) // 4)
+    scratch = host.empty(kernel.scratch_bytes(depth) // 4)
     library(kernel).call(
         kernel, *sides, scratch, scale, heads, heads // key_heads, ql.tiles, keys, depth,
         value_depth, *mask_args, end=images * heads * ql.tiles,

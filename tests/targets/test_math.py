@@ -1,9 +1,12 @@
 """Elementary functions over the whole float32 range against float64, by the bound each states."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
-from sparsegraph.targets import host
-from sparsegraph.targets.kernels import expression
+from sparsegraph.targets import emit, host
+from sparsegraph.targets.kernels import expression, math
 
 from sparsegraph import targets
 from tests.targets.expression_kernel import Apply
@@ -23,7 +26,34 @@ BOUNDS = {
     "Mish": (1e-6, 2e-43),
     "Swish": (6e-7, 5e-37),
 }
+
+
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """y[i] = 2^x[i] for x <= 0."""
+
+    lanes: int
+
+    @property
+    def name(self) -> str:
+        return f"exp2_negative_{self.lanes}"
+
+    @property
+    def params(self) -> emit.Signature:
+        return emit.signature("y:float32* x:float32*")
+
+    def body(self, target: targets.Target) -> Any:
+        def emit_body(y: emit.Expr, x: emit.Expr, begin: emit.Expr, end: emit.Expr) -> None:
+            with emit.loop(begin, end) as item:
+                at = emit.bind(item * self.lanes)
+                value = math.exp2_negative(emit.load(x, at, self.lanes))
+                emit.store(y, value, at, self.lanes)
+
+        return emit_body
+
+
 KERNELS = [
+    *(PowerOfTwo(lanes) for lanes in LANES),
     *(Apply((op, A), lanes, ("float32",)) for op in BOUNDS for lanes in LANES),
     *(Apply((op, A), lanes, ("float32",)) for op in ("Sin", "Cos") for lanes in (1, 8)),
     *(Apply(("Pow", A, B), lanes, ("float32", "float32")) for lanes in (1, 8)),
@@ -49,7 +79,7 @@ def sample() -> np.ndarray:
     return host.aligned(x)
 
 
-def apply(library: host.Library, kernel: Apply, *inputs: np.ndarray) -> np.ndarray:
+def apply(library: host.Library, kernel: Apply | PowerOfTwo, *inputs: np.ndarray) -> np.ndarray:
     y = host.empty(inputs[0].size)
     library.call(kernel, y, *inputs, end=y.size // kernel.lanes)
     return y
@@ -82,6 +112,14 @@ def test_whole_range(op: str, lanes: int, library: host.Library) -> None:
             expected[x == -np.inf] = np.nan
     found = apply(library, Apply((op, A), lanes, ("float32",)), x)
     assert_within(found, expected, relative, absolute, x)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+def test_negative_powers_of_two(lanes: int, library: host.Library) -> None:
+    x = host.aligned(-np.abs(sample()))
+    found = apply(library, PowerOfTwo(lanes), x)
+    assert_within(found, np.exp2(x.astype(np.float64)), 3e-7, 2.0**-126, x)
+    assert (found[x <= -127] == 0).all()
 
 
 @pytest.mark.parametrize("lanes", [1, 8])
