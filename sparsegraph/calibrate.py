@@ -19,12 +19,14 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import UsageError, message
+from sparsegraph.shelf import Shelf
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Progress = Callable[[int, int], None]
 
 LARGEST_MOMENT_BYTES = 1 << 28  # above it, only norms and means are kept (5,792 columns at fp64)
+LARGEST_STATE_BYTES = 1 << 29  # of values in flight; what is beyond lies in mapped files
 _PROTO_BYTES = 1 << 30  # above it, weights travel to ONNX Runtime through a temporary file
 
 
@@ -216,7 +218,8 @@ def kept_rows(feed: Feed, mask: str) -> Array | None:
 class Stream:
     """All feeds travelling through a model together, stopped between two nodes.
 
-    Memory: for each feed, the values that are alive at the current position.
+    Memory: the feeds, and of the values that are alive at the current position at most
+    LARGEST_STATE_BYTES; the rest is mapped from temporary files.
     """
 
     def __init__(self, model: ir.Model, feeds: Iterable[Feed]) -> None:
@@ -224,7 +227,7 @@ class Stream:
         self._nodes = list(model.graph)
         self._last_use = self._find_last_uses()
         self._position = 0
-        self._states = [dict(feed) for feed in feeds]
+        self._states = Shelf(feeds, LARGEST_STATE_BYTES)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -242,12 +245,14 @@ class Stream:
         model, names = self._segment(stop)
         with _session(model) as session:
             inputs = [v.name for v in model.graph.inputs]
-            for state in self._states:
+            for feed in range(len(self._states)):
+                state = self._states[feed]
                 found = session.run(names, {str(name): state[str(name)] for name in inputs})
-                state.update(zip(names, found))
                 for name in [n for n in state if self._last_use.get(n, 0) <= stop]:
-                    if name != value.name and not self._is_input(name):
-                        del state[name]
+                    if not self._is_input(name):
+                        self._states.drop(feed, name)
+                for name, array in zip(names, found):
+                    self._states.put(feed, name, array)
         self._position = stop
 
     def value(self, feed: int, value: ir.Value) -> Array:
@@ -278,7 +283,8 @@ class Stream:
         for given in graph.inputs:
             sample = self._states[0][str(given.name)]
             given.dtype = ir.DataType.from_numpy(sample.dtype)
-            if len({s[str(given.name)].shape for s in self._states}) == 1:
+            states = (self._states[feed] for feed in range(len(self._states)))
+            if len({state[str(given.name)].shape for state in states}) == 1:
                 given.shape = ir.Shape(sample.shape)
             else:
                 given.shape = ir.Shape([None] * sample.ndim)

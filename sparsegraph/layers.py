@@ -120,9 +120,12 @@ class Layer:
             return Rows(feature_axis=1 if (self.weight_at == 1) != flipped else 0)
         return Rows(feature_axis=-1 if self.weight_at == 1 else -2)
 
-    def product(self) -> Array:
-        """The weight as [group, out, columns], columns in the order of `rows()`."""
-        matrix = self.matrix()
+    def product(self, array: Array | None = None) -> Array:
+        """The weight as [group, out, columns], columns in the order of `rows()`.
+
+        With `array`, that array of the stored shape in its place.
+        """
+        matrix = self._turn(self.array() if array is None else array)
         out, inner = matrix.shape[:2]
         if self.node.op_type == "ConvTranspose":  # one linear map from pixel to kernel footprint
             matrix = matrix.reshape(out, inner, -1).swapaxes(1, 2)

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from sparsegraph.budget.allocate import ALLOCATIONS, UNIFORM
+from sparsegraph.criteria.structure import INPUTS, OUTPUTS, Structure
+from sparsegraph.criteria.table import CRITERIA, NOTHING, Criterion
 from sparsegraph.errors import UsageError, message
 from sparsegraph.layers import Layer, weighted
-from sparsegraph.reconstruct import Structure
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
-_FORM = "method:0.7, method:2:4 or method:0.7:8x1, then ,key=value"
-_AMOUNT = re.compile(r"(?:(?P<n>\d+):(?P<m>\d+)|(?P<share>\d*\.?\d+))(?::(?P<rows>\d+)x1)?")
+MASKS = "masks"  # no criterion: masks come from outside
+_SHORT = {"lamp": ("magnitude", "lamp")}  # name -> criterion, allocation
+METHODS = (*CRITERIA, *_SHORT, MASKS)
+_FORM = "method:0.7, method:2:4, method:0.7:8x1 or masks, then ,key=value"
+_AMOUNT = re.compile(
+    r"(?:(?P<n>\d+):(?P<m>\d+)|(?P<share>\d*\.?\d+))(?::(?P<rows>\d+)x(?P<columns>\d+))?"
+)
 _LEAST_COLUMNS = 16  # depthwise kernels and the like: nothing to choose from, nothing to gain
 _IMAGE_CHANNELS = 4  # a convolution that reads at most these is the stem: cheap and sensitive
 
@@ -25,7 +31,9 @@ class Recipe:
 
     `layers` and `ignore` are regular expressions searched in node and weight names (empty `layers`:
     all). `mask` names the model input whose zeros mark padding that calibration leaves out.
-    `compensate` lets a layer aim at the original model's outputs; it needs `sequential`.
+    `compensate` lets a layer aim at the original model's outputs; it needs `sequential`. `swap` and
+    `refit` improve mask and values afterwards. `allocate` spreads the share of zeros over layers,
+    leaving each at least the share `floor` of its weights. `seed` is for random masks.
     """
 
     method: str
@@ -35,18 +43,35 @@ class Recipe:
     sequential: bool = True
     compensate: bool = True
     correct_bias: bool = True
+    swap: bool = False
+    refit: bool = False
+    allocate: str = UNIFORM
+    floor: float = 0.05
+    seed: int = 0
     mask: str = "attention_mask"
 
     @property
+    def criterion(self) -> Criterion | None:
+        """None where masks come from outside."""
+        return CRITERIA.get(self.method)
+
+    @property
     def needs_calibration(self) -> bool:
-        return self.method != "magnitude"
+        needs = NOTHING if self.criterion is None else self.criterion.needs
+        return needs != NOTHING or self.swap or self.refit
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether kept weights change, so that they can aim at another target than themselves."""
+        return self.refit or (self.criterion is not None and self.criterion.moves_weights)
 
     @staticmethod
     def parse(text: str) -> Recipe:
-        """Read `admm:0.7`, `sparsegpt:2:4`, `wanda:0.8:8x1,ignore=head,sequential=no`.
+        """Read `admm:0.7`, `sparsegpt:2:4`, `wanda:0.8:8x1,ignore=head,sequential=no`, `masks`.
 
-        `2:4` keeps 2 of 4 neighbouring inputs, `8x1` lets 8 outputs share their inputs. Options are
-        the fields above; flags take yes or no. Raises UsageError naming the part that is wrong.
+        `2:4` keeps 2 of 4 neighbouring inputs (of 4 outputs with `axis=outputs`), `8x1` lets 8
+        outputs share their inputs, `4x4` makes blocks. Options are the fields above and `axis`;
+        flags take yes or no. Raises UsageError naming the part that is wrong.
         """
         head, *options = text.split(",")
         method, _, amount = head.strip().partition(":")
@@ -54,38 +79,59 @@ class Recipe:
             need = "one of " + ", ".join(METHODS)
             raise UsageError(message("recipe", text, f"method '{method}'", need, f"write {_FORM}"))
         fields = dict(_option(text, option) for option in options)
+        criterion, allocation = _SHORT.get(method, (method, UNIFORM))
         sequential = fields.get("sequential", "yes")
         compensate = fields.get("compensate", sequential)
         if compensate == "yes" and sequential == "no":
             found, need = "compensate=yes with sequential=no", "both, or neither"
             raise UsageError(message("recipe", text, found, need, "drop one option"))
-        return Recipe(
-            method,
-            _structure(text, method, amount),
+        recipe = Recipe(
+            criterion,
+            _structure(text, criterion, amount, fields.get("axis", INPUTS)),
             layers=fields.get("layers", ""),
             ignore=fields.get("ignore", ""),
             sequential=sequential == "yes",
             compensate=compensate == "yes",
             correct_bias=fields.get("correct_bias", "yes") == "yes",
+            swap=fields.get("swap", "no") == "yes",
+            refit=fields.get("refit", "no") == "yes",
+            allocate=fields.get("allocate", allocation),
+            floor=float(fields.get("floor", "0.05")),
+            seed=int(fields.get("seed", "0")),
             mask=fields.get("mask", "attention_mask"),
         )
+        _check(text, recipe)
+        return recipe
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.structure}"
+        head = self.method if self.method == MASKS else f"{self.method}:{self.structure}"
+        extras = [f"{flag}=yes" for flag in ("swap", "refit") if getattr(self, flag)]
+        extras += [f"allocate={self.allocate}"] if self.allocate != UNIFORM else []
+        return ",".join([head, *extras])
 
 
-_FLAGS = ("sequential", "compensate", "correct_bias")
-_TEXTS = ("layers", "ignore", "mask")
+_FLAGS = ("sequential", "compensate", "correct_bias", "swap", "refit")
+_EXPRESSIONS = ("layers", "ignore")
+_CHOICES = {"allocate": tuple(ALLOCATIONS), "axis": (INPUTS, OUTPUTS)} | {
+    flag: ("yes", "no") for flag in _FLAGS
+}
+_NUMBERS = {"floor": (r"0?\.\d+|0", "a share below 1"), "seed": (r"\d+", "a whole number")}
+_KEYS = (*_FLAGS, *_EXPRESSIONS, "mask", "allocate", "floor", "seed", "axis")
 
 
 def _option(text: str, option: str) -> tuple[str, str]:
     key, equals, value = (part.strip() for part in option.partition("="))
-    if key not in _FLAGS + _TEXTS or not equals:
-        need = "key=value with key in " + ", ".join(_FLAGS + _TEXTS)
+    if key not in _KEYS or not equals:
+        need = "key=value with key in " + ", ".join(_KEYS)
         raise UsageError(message("recipe", text, f"option '{option}'", need, f"write {_FORM}"))
-    if key in _FLAGS and value not in ("yes", "no"):
-        raise UsageError(message("recipe", text, f"{key}={value}", "yes or no", f"write {key}=no"))
-    if key in ("layers", "ignore"):
+    choices = _CHOICES.get(key)
+    if choices is not None and value not in choices:
+        need = " or ".join(choices)
+        raise UsageError(message("recipe", text, option.strip(), need, f"write {key}={choices[0]}"))
+    if key in _NUMBERS and not re.fullmatch(_NUMBERS[key][0], value):
+        need = _NUMBERS[key][1]
+        raise UsageError(message("recipe", text, option.strip(), need, f"write {key}=0"))
+    if key in _EXPRESSIONS:
         try:
             re.compile(value)
         except re.error as error:
@@ -94,21 +140,39 @@ def _option(text: str, option: str) -> tuple[str, str]:
     return key, value
 
 
-def _structure(text: str, method: str, amount: str) -> Structure:
+def _structure(text: str, method: str, amount: str, axis: str) -> Structure:
+    if method == MASKS:
+        if amount:
+            need, fix = "no amount: masks say what stays", "write masks"
+            raise UsageError(message("recipe", text, f"amount '{amount}'", need, fix))
+        return Structure()
     match = _AMOUNT.fullmatch(amount)
     if match is None:
         fix = f"write {_FORM}"
         raise UsageError(message("recipe", text, f"amount '{amount}'", "a share or N:M", fix))
-    rows = int(match["rows"] or 1)
+    rows, columns = int(match["rows"] or 1), int(match["columns"] or 1)
     n, m = int(match["n"] or 0), int(match["m"] or 0)
     if match["m"] is not None and not 0 < n < m:
         raise UsageError(message("recipe", text, f"{n}:{m}", "0 < N < M", "write for instance 2:4"))
     share = float(match["share"] or 0)
     if match["share"] is not None and not 0 <= share < 1:
         raise UsageError(message("recipe", text, share, "0 <= share < 1", "write 0.7 for 70 %"))
-    if rows < 1:
-        raise UsageError(message("recipe", text, f"{rows}x1", "at least 1x1", "write 8x1"))
-    return Structure(sparsity=share, n=n, m=m, rows=rows, per_row=method != "magnitude")
+    if min(rows, columns) < 1:
+        raise UsageError(message("recipe", text, f"{rows}x{columns}", "at least 1x1", "write 8x1"))
+    return Structure(share, n, m, rows, columns, CRITERIA[method].per_row, axis)
+
+
+def _check(text: str, recipe: Recipe) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if recipe.structure.axis == OUTPUTS and not recipe.structure.m:
+        fix = "write for instance 2:4,axis=outputs"
+        raise UsageError(message("recipe", text, "axis=outputs with a share", "N:M", fix))
+    if recipe.allocate != UNIFORM and (recipe.structure.m or recipe.method == MASKS):
+        found, fix = f"allocate={recipe.allocate} with a fixed density", "drop one of them"
+        raise UsageError(message("recipe", text, found, "a share of zeros", fix))
+    if recipe.swap and recipe.method == MASKS:
+        need, fix = "masks as they are", "drop swap=yes"
+        raise UsageError(message("recipe", text, "swap=yes with masks", need, fix))
 
 
 def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str, str]]]:
@@ -118,7 +182,8 @@ def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str
     """
     chosen, skipped = [], []
     for layer in weighted(model):
-        reason = next((why for holds, why in _REASONS if holds(layer, recipe)), "")
+        reason = next((why for holds, why in _CHOSEN if holds(layer, recipe)), "")
+        reason = reason or impossible(layer) or unwise(layer, recipe.structure)
         if reason:
             skipped.append((layer.name, reason))
         else:
@@ -130,34 +195,50 @@ def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str
     return chosen, skipped
 
 
+def impossible(layer: Layer) -> str:
+    """Why a layer cannot be measured and repaired on its own; empty if it can."""
+    return next((why for holds, why in _IMPOSSIBLE if holds(layer)), "")
+
+
+def unwise(layer: Layer, structure: Structure) -> str:
+    """Why a criterion should leave a layer alone; empty if it should not."""
+    out, inputs = layer.matrix().shape[:2]
+    n_taps = layer.matrix()[0, 0].size
+    if layer.product().shape[2] < _LEAST_COLUMNS:
+        return f"fewer than {_LEAST_COLUMNS} inputs"
+    if layer.node.op_type == "Conv" and inputs * layer.group <= _IMAGE_CHANNELS:
+        return "reads the image"
+    if layer.node.op_type == "Conv" and n_taps > 1 and inputs % structure.run:
+        return f"{inputs} inputs per kernel position are no multiple of {structure.run}"
+    if layer.node.op_type == "ConvTranspose" and n_taps > 1 and structure.stack > 1:
+        return "outputs and kernel positions alternate: no groups of outputs"
+    if layer.group > 1 and out // layer.group % structure.stack:
+        return f"{out // layer.group} outputs per group are no multiple of {structure.stack}"
+    return ""
+
+
 def _is_named(layer: Layer, pattern: str) -> bool:
     names = (layer.name, layer.value.name or "")
     return any(re.search(pattern, name) for name in names)
 
 
-def _is_image_stem(layer: Layer) -> bool:
-    inputs = layer.matrix().shape[1] * layer.group
-    return layer.node.op_type == "Conv" and inputs <= _IMAGE_CHANNELS
-
-
-_Test = Callable[[Layer, Recipe], bool]
-_REASONS: tuple[tuple[_Test, str], ...] = (
+_CHOSEN: tuple[tuple[Callable[[Layer, Recipe], bool], str], ...] = (
     (lambda layer, recipe: not _is_named(layer, recipe.layers), "not selected by layers="),
     (
         lambda layer, recipe: bool(recipe.ignore) and _is_named(layer, recipe.ignore),
         "selected by ignore=",
     ),
-    (lambda layer, recipe: layer.quantised, "quantised weight"),
-    (lambda layer, recipe: layer.array().dtype.kind != "f", "weight is not floating point"),
+)
+_IMPOSSIBLE: tuple[tuple[Callable[[Layer], bool], str], ...] = (
+    (lambda layer: layer.quantised, "quantised weight"),
+    (lambda layer: layer.array().dtype.kind != "f", "weight is not floating point"),
     (
-        lambda layer, recipe: not layer.is_convolution and layer.array().ndim > 2,
+        lambda layer: not layer.is_convolution and layer.array().ndim > 2,
         "one weight per batch entry",
     ),
     (
-        lambda layer, recipe: len(layer.value.uses()) > 1 or layer.value.is_graph_output(),
+        lambda layer: len(layer.value.uses()) > 1 or layer.value.is_graph_output(),
         "weight is shared with another node or is an output",
     ),
-    (lambda layer, recipe: layer.value.is_graph_input(), "weight can be overridden by an input"),
-    (lambda layer, recipe: layer.product().shape[2] < _LEAST_COLUMNS, "fewer than 16 inputs"),
-    (lambda layer, recipe: _is_image_stem(layer), "reads the image"),
+    (lambda layer: layer.value.is_graph_input(), "weight can be overridden by an input"),
 )

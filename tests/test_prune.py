@@ -3,14 +3,17 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparsegraph import reconstruct
+from sparsegraph import repair
+from sparsegraph.criteria.known import Known, dampened, output_error
+from sparsegraph.criteria.structure import Structure, keep_mask
+from sparsegraph.criteria.table import CRITERIA
 from sparsegraph.demo_model import onnx_runner
 from sparsegraph.errors import UsageError
 from sparsegraph.prune import prune
 from sparsegraph.recipe import Recipe
-from sparsegraph.reconstruct import Structure, keep_mask
 
 SEED = 5
+sparsegpt = CRITERIA["sparsegpt"].prune
 
 
 def correlated(n: int, columns: int, seed: int = SEED) -> np.ndarray:
@@ -115,13 +118,10 @@ def errors_of_methods(structure: Structure) -> list[float]:
     w = np.random.default_rng(9).normal(size=(64, 96))
     seen, unseen = (part.T @ part / len(part) for part in (x[:2000], x[2000:]))
     norm = np.sqrt(np.diag(seen))
-    found = [
-        reconstruct.magnitude(w, structure),
-        reconstruct.wanda(w, norm, structure),
-        reconstruct.sparsegpt(w, seen, structure),
-        reconstruct.admm(w, seen, structure),
-    ]
-    return [reconstruct.output_error(f - w, w, unseen) for f in found]
+    known = Known(norm, seen)
+    names = ("magnitude", "wanda", "sparsegpt", "admm")
+    found = [CRITERIA[name].prune(w, known, structure, None) for name in names]
+    return [output_error(f - w, w, unseen) for f in found]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_methods_rank_as_published(structure: Structure) -> None:
 
 def test_sparsegpt_without_pruning_changes_nothing() -> None:
     x, w = correlated(500, 30), np.random.default_rng(1).normal(size=(7, 30))
-    np.testing.assert_array_equal(reconstruct.sparsegpt(w, x.T @ x / 500, Structure(0.0)), w)
+    np.testing.assert_array_equal(sparsegpt(w, Known(second=x.T @ x / 500), Structure(0.0)), w)
 
 
 def test_sparsegpt_of_uncorrelated_inputs_moves_nothing() -> None:
     """With a diagonal second moment no weight can stand in for another: SparseGPT is Wanda."""
     scale = np.random.default_rng(2).random(64) + 0.5
     w = np.random.default_rng(1).normal(size=(16, 64))
-    found = reconstruct.sparsegpt(w, np.diag(scale**2), Structure(0.5, per_row=True))
+    found = sparsegpt(w, Known(second=np.diag(scale**2)), Structure(0.5, per_row=True))
     assert set(np.unique((found == 0).sum(axis=1))) == {32}
     np.testing.assert_allclose(found[found != 0], w[found != 0], rtol=1e-12)
 
@@ -150,33 +150,31 @@ def test_sparsegpt_matches_the_exact_solution_for_one_weight() -> None:
     """Optimal brain surgeon in closed form: w - w_q / C_qq * C_q with C the inverse of H."""
     x, w = correlated(500, 6, seed=3), np.random.default_rng(4).normal(size=(1, 6))
     second = x.T @ x / 500
-    keep = reconstruct.sparsegpt(w, second, Structure(1 / 6))
+    keep = sparsegpt(w, Known(second=second), Structure(1 / 6))
     (gone,) = np.flatnonzero(keep[0] == 0)
-    inverse = np.linalg.inv(reconstruct.dampened(second))
-    later = (
-        inverse[gone:, gone:]
-        if gone == 0
-        else np.linalg.inv(reconstruct.dampened(second)[gone:, gone:])
-    )
+    inverse = np.linalg.inv(dampened(second))
+    later = inverse[gone:, gone:] if gone == 0 else np.linalg.inv(dampened(second)[gone:, gone:])
     want = w[0].copy()
     want[gone:] -= w[0, gone] / later[0, 0] * later[0]
     np.testing.assert_allclose(keep[0], want, atol=1e-9)
 
 
-@pytest.mark.parametrize("solve", [reconstruct.sparsegpt, reconstruct.admm])
+@pytest.mark.parametrize("solve", [sparsegpt, CRITERIA["admm"].prune, CRITERIA["projected"].prune])
 def test_frozen_zeros_stay(solve) -> None:
     x, w = correlated(500, 48), np.random.default_rng(1).normal(size=(16, 48))
     frozen = np.random.default_rng(2).random(w.shape) < 0.3
-    found = solve(np.where(frozen, 0, w), x.T @ x / 500, Structure(0.5, per_row=True), frozen)
+    found = solve(
+        np.where(frozen, 0, w), Known(second=x.T @ x / 500), Structure(0.5, per_row=True), frozen
+    )
     assert not found[frozen].any()
     assert (found == 0).mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("solve", [reconstruct.sparsegpt, reconstruct.admm])
+@pytest.mark.parametrize("solve", [sparsegpt, CRITERIA["admm"].prune, CRITERIA["projected"].prune])
 def test_singular_second_moment_is_survived(solve) -> None:
     w = np.random.default_rng(1).normal(size=(8, 32))
     for second in (np.zeros((32, 32)), np.ones((32, 32))):
-        found = solve(w, second, Structure(0.5))
+        found = solve(w, Known(second=second), Structure(0.5), None)
         assert np.isfinite(found).all()
 
 
@@ -185,7 +183,7 @@ def test_retarget_recovers_the_original_output() -> None:
     generator = np.random.default_rng(8)
     x0, turn = generator.normal(size=(4000, 12)), np.eye(12) + 0.2 * generator.normal(size=(12, 12))
     x, w = x0 @ turn, generator.normal(size=(5, 12))
-    found = reconstruct.retarget(w, x0.T @ x / 4000, x.T @ x / 4000)
+    found = repair.retarget(w, x0.T @ x / 4000, x.T @ x / 4000)
     before = np.square(x0 @ w.T - x @ w.T).mean()
     assert np.square(x0 @ w.T - x @ found.T).mean() < 0.01 * before
 
@@ -197,6 +195,9 @@ def test_recipe_text() -> None:
     assert Recipe.parse("magnitude:0.7") == Recipe("magnitude", Structure(0.7))
     assert Recipe.parse("sparsegpt:2:4").structure == Structure(n=2, m=4, per_row=True)
     assert Recipe.parse("wanda:.8:8x1").structure == Structure(0.8, rows=8, per_row=True)
+    assert Recipe.parse("lamp:0.9") == Recipe("magnitude", Structure(0.9), allocate="lamp")
+    outputs = Recipe.parse("magnitude:2:4:4x2,axis=outputs").structure
+    assert outputs == Structure(n=2, m=4, rows=4, columns=2, axis="outputs")
     parsed = Recipe.parse("admm:0.7,ignore=head|pooler,sequential=no")
     assert (parsed.ignore, parsed.sequential, parsed.compensate) == ("head|pooler", False, False)
 
@@ -214,6 +215,13 @@ def test_recipe_text() -> None:
         ("wanda:0.5,ignore=(", r"ignore=\("),
         ("admm:0.5,sequential=no,compensate=yes", "compensate=yes with"),
         ("wanda:0.5:0x1", "0x1"),
+        ("wanda:0.5,axis=outputs", "axis=outputs with a share"),
+        ("wanda:0.5,axis=sideways", "axis=sideways"),
+        ("wanda:2:4,allocate=lamp", "allocate=lamp with a fixed density"),
+        ("wanda:0.5,allocate=fair", "allocate=fair"),
+        ("wanda:0.5,floor=2", "floor=2"),
+        ("masks:0.5", "amount '0.5'"),
+        ("masks,swap=yes", "swap=yes with masks"),
     ],
 )
 def test_wrong_recipe_is_named(text: str, found: str) -> None:
@@ -402,3 +410,100 @@ def test_n_of_m_of_a_convolution_lies_along_input_channels() -> None:
     w = pruned.model.graph.initializers["grouped.weight"].const_value.numpy()
     kept = (w.transpose(0, 2, 3, 1).reshape(-1, 4) != 0).sum(axis=1)
     assert kept.max() == 2
+
+
+# ---- masks from outside, repairs, densities -----------------------------------------------------
+
+
+def outside_masks() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(3)
+    shapes = {"mlp.up.weight": (48, 96), "head.weight": (48, 48)}
+    return {name: generator.random(shape) < 0.4 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("recipe", ["masks", "masks,refit=yes"])
+def test_masks_are_taken_as_they_are(recipe: str) -> None:
+    masks = outside_masks()
+    for calibration in [feeds(), None] if recipe == "masks" else [feeds()]:
+        pruned = prune(encoder(), recipe, calibration, masks=masks)
+        for name, mask in masks.items():
+            w = pruned.model.graph.initializers[name].const_value.numpy()
+            np.testing.assert_array_equal(w != 0, mask)
+        assert pruned.skipped == (("down", "no mask given"),)
+        assert {row.weight for row in pruned.table} == set(masks)
+
+
+def test_repairs_of_outside_masks_help_in_turn() -> None:
+    model, masks = encoder(), outside_masks()
+    recipes = ["masks,correct_bias=no", "masks", "masks,refit=yes"]
+    found = [change(model, prune(model, r, feeds(), masks=masks).model) for r in recipes]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "found"),
+    [("nowhere", (48, 48), "no such weight"), ("head.weight", (48, 47), r"\[48, 47\]")],
+)
+def test_a_mask_that_fits_nothing_is_named(name: str, shape: tuple[int, int], found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        prune(encoder(), "masks", masks={name: np.ones(shape, dtype=bool)})
+
+
+def test_masks_and_the_recipe_must_agree() -> None:
+    with pytest.raises(UsageError, match="found no masks"):
+        prune(encoder(), "masks")
+    with pytest.raises(UsageError, match="found masks"):
+        prune(encoder(), "magnitude:0.5", masks=outside_masks())
+
+
+def test_swap_and_refit_help_wanda() -> None:
+    model = encoder()
+
+    def loss(recipe: str) -> float:
+        return change(model, prune(model, recipe, feeds()).model)
+
+    plain, swapped = loss("wanda:0.7,compensate=no"), loss("wanda:0.7,compensate=no,swap=yes")
+    assert loss("wanda:0.7,swap=yes,refit=yes") < swapped < plain
+
+
+def test_densities_by_layer() -> None:
+    pruned = prune(encoder(), "wanda:0.5", feeds(4), densities={"up": 0.25, "head": 1.0})
+    assert {row.node: row.pattern.density for row in pruned.table} == {"up": 0.25, "down": 0.5}
+    assert pruned.skipped == (("head", "its budget is full density"),)
+    with pytest.raises(UsageError, match="density of nowhere"):
+        prune(encoder(), "magnitude:0.5", densities={"nowhere": 0.5})
+    with pytest.raises(UsageError, match="2:4"):
+        prune(encoder(), "magnitude:2:4", densities={"up": 0.5})
+
+
+@pytest.mark.parametrize(
+    "recipe", ["lamp:0.8", "magnitude:0.8,allocate=global", "random:0.8,allocate=erk"]
+)
+def test_allocations_reach_the_model(recipe: str) -> None:
+    pruned = prune(encoder(), recipe)
+    assert pruned.density == pytest.approx(0.2, abs=1e-3)
+    assert len({round(row.pattern.density, 3) for row in pruned.table}) > 1
+    assert min(row.pattern.density for row in pruned.table) >= 0.049
+
+
+def test_a_random_mask_is_the_seed_s() -> None:
+    def head(recipe: str) -> np.ndarray:
+        return prune(encoder(), recipe).model.graph.initializers["head.weight"].const_value.numpy()
+
+    np.testing.assert_array_equal(head("random:0.5,seed=3"), head("random:0.5,seed=3"))
+    assert (head("random:0.5,seed=3") != head("random:0.5,seed=4")).any()
+
+
+def test_values_on_disk_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = prune(encoder(), "admm:0.7", feeds(8)).model.graph.initializers["head.weight"]
+    monkeypatch.setattr("sparsegraph.calibrate.LARGEST_STATE_BYTES", 4000)
+    found = prune(encoder(), "admm:0.7", feeds(8)).model.graph.initializers["head.weight"]
+    np.testing.assert_array_equal(found.const_value.numpy(), want.const_value.numpy())
+
+
+def test_groups_that_would_straddle_kernel_positions_are_declined() -> None:
+    pruned = prune(convolutions(), "magnitude:2:6")
+    assert ("grouped", "8 inputs per kernel position are no multiple of 6") in pruned.skipped
+    pruned = prune(convolutions(), "magnitude:0.5:4x1")
+    reason = "outputs and kernel positions alternate: no groups of outputs"
+    assert ("up", reason) in pruned.skipped
