@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from sparsegraph import formats
 from sparsegraph.graph import attribute, constant, float_attribute, int_attribute, ints_attribute
-from sparsegraph.lower import regions
+from sparsegraph.lower import regions, single_point
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
@@ -226,6 +226,13 @@ def step_product(
         density, vectors, columns, target,
         taps=taps, row=min(row, y.block + 16), rows=len(weight), is_gathered=step is not None,
     )  # fmt: skip
+    name = nodes[0].name or name_of(nodes[0].outputs[0])
+    full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
+    if choice.weight == "dense" and step is None and single_point.fits(x, to, region):
+        flat = weight.reshape(len(weight), columns)
+        single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region)
+        b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
+        return
     tree = None if region is None or not region.nodes else region.tree
     kernel = Product(
         choice.weight, choice.group, choice.split, lanes, step, tree,
@@ -236,9 +243,7 @@ def step_product(
     chunks = b.chunks if items < 4 * b.chunks else 1
     pack = formats.pack_dense if choice.weight == "dense" else formats.pack_coded
     packed = pack(matrix, choice.group, choice.tile, chunks)
-    name = nodes[0].name or name_of(nodes[0].outputs[0])
     args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
-    full_bias = np.zeros(len(matrix), np.float32) if bias is None else bias.astype(np.float32)
     args.append(b.weight(f"{name}.bias", full_bias))
     args.append(b.weight(f"{name}.values", packed.values))
     args.append(b.weight(f"{name}.rows", packed.row_index))
