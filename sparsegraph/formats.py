@@ -1,20 +1,26 @@
 """How a weight matrix [rows, columns] is stored for the product kernels. NumPy only.
 
 Columns are cut into column tiles, so that the activation panel of one tile stays in the level 1
-cache; rows are cut into groups that are computed together and share every activation load.
+cache. Rows are computed in groups that keep their sums in registers.
 
 `dense`: values in the order [column tile][group][column][row of group].
 
-`coded`: for every column of a group, the code says which of its rows are non-zero (bit r for row
-r). Per (tile, group): for each code 1 .. 2**rows-1 the number of columns that have it (`counts`),
-then these columns in turn: their index in the tile (`columns`) and the non-zero values of the
-group's rows (`values`). A zero column vanishes, nothing is padded, the kernel has one loop per code
-and no test per value. One row per group is CSR with column tiles.
+`coded`: only the non-zero values, in quads, since four values and four indices are one load each.
+A pair of rows has `both` quads (two columns that both rows have: one activation load serves two
+rows) and `single` quads (two columns of each row); a group of one row has single quads of four
+columns. Rows of a tile are paired anew in each column tile: rows of equal counts that share many
+columns. Pairs of equal counts form a run, so the trip counts of the kernel's loops repeat and
+branches are predicted. Counts are made equal and whole quads by taking a few columns of the next
+tile (`reach`), at the end of a row by values of 0.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+
+QUAD = 4  # values that are loaded at once
+_BLOCK = 512  # rows that are paired among each other; their sums stay in the level 2 cache
+_SHARED_STEP = 4  # the shared columns of a pair are a multiple of this: fewer different counts
 
 
 @dataclass(frozen=True)
@@ -24,26 +30,28 @@ class Packed:
     Attributes:
         rows, columns: logical extents.
         tile: columns per column tile (the last tile may have fewer).
-        row_index: int32 [groups, group], output row of each slot. Slots past the last row repeat
-            it; the kernel stores the slots of a group in reverse, so the real row wins.
-        chunks: int32 [chunks, 5]: first value, first column index, first count, first group and
-            number of groups of each part of the rows that can be computed on its own.
-        values: float32. column_index, counts: uint16, empty for `dense`.
+        group: rows that are computed together.
+        slots: int32, output rows in the order of the groups: `dense` once for all column tiles,
+            `coded` per tile. A slot that fills up a group repeats its first row; the kernel stores
+            the slots of a group in reverse, so the real row wins.
+        chunks: int32 [chunks, 5]: first value, first quad of columns, first run, first slot, and
+            number of groups (`dense`) or blocks of rows (`coded`) of each part of the rows that
+            can be computed on its own.
+        values: float32; `coded` has one spare quad at the end, which the kernel loads ahead.
+        column_index: int64, four uint16 columns of the tile each; empty for `dense`.
+        runs: int32: per block and tile the number of runs, then per run its `both` quads and
+            `single` quads per group, and its groups; empty for `dense`.
     """
 
     rows: int
     columns: int
     tile: int
-    row_index: np.ndarray
+    group: int
+    slots: np.ndarray
     chunks: np.ndarray
     values: np.ndarray
     column_index: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def group(self) -> int:
-        """Rows per group."""
-        return int(self.row_index.shape[1])
+    runs: np.ndarray
 
     @property
     def n_tiles(self) -> int:
@@ -51,7 +59,7 @@ class Packed:
 
     @property
     def n_bytes(self) -> int:
-        arrays = (self.row_index, self.chunks, self.values, self.column_index, self.counts)
+        arrays = (self.slots, self.chunks, self.values, self.column_index, self.runs)
         return sum(a.nbytes for a in arrays)
 
 
@@ -60,104 +68,258 @@ def pack_dense(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Pa
     values: list[np.ndarray] = []
     starts = []
     size = first = 0
-    row_index = _row_index(len(weight), group)
-    for groups in np.array_split(row_index, min(chunks, len(row_index))):
-        starts.append((size, 0, 0, first, len(groups)))
+    slots = _slots(np.arange(len(weight)), group).reshape(-1, group)
+    for groups in np.array_split(slots, min(chunks, len(slots))):
+        starts.append((size, 0, 0, first * group, len(groups)))
         first += len(groups)
-        for part in _tiles(weight, groups, tile):
+        for column in range(0, weight.shape[1], tile):
+            part = weight[:, column : column + tile][groups]
             values.append(np.ascontiguousarray(part.transpose(0, 2, 1)).ravel())
             size += part.size
-    none = np.empty(0, np.uint16)
-    packed = np.concatenate(values).astype(np.float32, copy=False)
     return Packed(
-        len(weight),
-        weight.shape[1],
-        tile,
-        row_index,
-        np.array(starts, np.int32),
-        packed,
-        none,
-        none,
-    )
-
-
-def pack_coded(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Packed:
-    """Pack the non-zero values of `weight` [rows, columns]; `tile` is at most 65,535."""
-    bits = (1 << np.arange(group)).astype(np.int32)
-    values: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    starts = []
-    sizes = np.zeros(3, np.int64)
-    first = 0
-    row_index = _row_index(len(weight), group)
-    for groups in np.array_split(row_index, min(chunks, len(row_index))):
-        starts.append((*sizes, first, len(groups)))
-        first += len(groups)
-        repeats = np.zeros(groups.shape, bool)
-        repeats[:, 1:] = groups[:, 1:] == groups[:, :-1]
-        for part in _tiles(weight, groups, tile):
-            live = (part != 0) & ~repeats[:, :, None]
-            code = np.einsum("grc,r->gc", live, bits)
-            counts.append(np.stack([(code == c).sum(1) for c in range(1, 1 << group)], 1))
-            g, column = np.nonzero(code)
-            order = np.argsort(g * (1 << group) + code[g, column], kind="stable")
-            g, column = g[order], column[order]
-            values.append(part[g, :, column][live[g, :, column]])
-            columns.append(column)
-            sizes += (values[-1].size, columns[-1].size, counts[-1].size)
-    return Packed(
-        len(weight),
-        weight.shape[1],
-        tile,
-        row_index,
-        np.array(starts, np.int32),
+        len(weight), weight.shape[1], tile, group, slots.ravel(), np.array(starts, np.int32),
         np.concatenate(values).astype(np.float32, copy=False),
-        np.concatenate(columns).astype(np.uint16),
-        np.concatenate([c.ravel() for c in counts]).astype(np.uint16),
-    )
+        np.empty(0, np.int64), np.empty(0, np.int32),
+    )  # fmt: skip
+
+
+def pack_coded(
+    weight: np.ndarray, group: int, tile: int, chunks: int = 1, *, reach: int = 0
+) -> Packed:
+    """Pack the non-zero values of `weight` [rows, columns].
+
+    Args:
+        weight: [rows, columns].
+        group: 1 or 2 rows.
+        tile: columns per column tile; `tile + reach` is at most 65,536.
+        chunks: parts of the rows that can be computed on their own.
+        reach: columns past the end of its tile that a row may take. The kernel must find them
+            behind the panel (0 where the panel is gathered).
+    """
+    streams = _Streams()
+    starts = []
+    for rows in np.array_split(np.arange(len(weight)), min(chunks, -(-len(weight) // group))):
+        blocks = np.array_split(rows, -(-len(rows) // _BLOCK) if reach else 1)
+        starts.append((*streams.sizes(), len(blocks)))
+        for block in blocks:
+            _pack_block(weight, block, group, tile, reach, streams)
+    slots, values, columns, runs = streams.joined()
+    spare = np.zeros(QUAD, np.float32)
+    return Packed(
+        len(weight), weight.shape[1], tile, group, slots, np.array(starts, np.int32),
+        np.concatenate([values, spare]), columns, runs,
+    )  # fmt: skip
+
+
+_Piece = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # arguments of _Streams.add
+
+
+class _Streams:
+    """The four streams of `coded`, in pieces."""
+
+    def __init__(self) -> None:
+        self.slots: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+        self.columns: list[np.ndarray] = []
+        self.runs: list[np.ndarray] = []
+        self._sizes = [0, 0, 0, 0]
+
+    def add(
+        self, values: np.ndarray, columns: np.ndarray, runs: np.ndarray, slots: np.ndarray
+    ) -> None:
+        """Append to all streams; `columns` [quads, 4]."""
+        words = columns.reshape(-1, QUAD).astype(np.int64)
+        words = words[:, 0] | words[:, 1] << 16 | words[:, 2] << 32 | words[:, 3] << 48
+        parts = (values.astype(np.float32).ravel(), words, runs.ravel(), slots.ravel())
+        streams = (self.values, self.columns, self.runs, self.slots)
+        for i, (stream, part) in enumerate(zip(streams, parts)):
+            stream.append(part)
+            self._sizes[i] += part.size
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Entries so far: values, quads of columns, runs, slots."""
+        values, columns, runs, slots = self._sizes
+        return values, columns, runs, slots
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """slots, values, columns, runs."""
+        return (
+            np.concatenate(self.slots).astype(np.int32),
+            np.concatenate(self.values),
+            np.concatenate(self.columns),
+            np.concatenate(self.runs).astype(np.int32),
+        )
+
+
+def _pack_block(
+    weight: np.ndarray, rows: np.ndarray, group: int, tile: int, reach: int, streams: _Streams
+) -> None:
+    """Append the rows `rows` of `weight`, tile by tile."""
+    part = weight[rows[0] : rows[-1] + 1]
+    done = np.zeros(len(rows), np.int64)  # columns of each row before this one are stored
+    for first in range(0, weight.shape[1], tile):
+        panel = part[:, first : first + tile + reach]
+        width = min(tile, weight.shape[1] - first)
+        column = np.arange(panel.shape[1])
+        live = (panel != 0) & (column >= (done - first)[:, None])
+        counts = _counts(live, width, group)
+        taken = live & (live.cumsum(1) <= counts[:, None])
+        last = panel.shape[1] - taken[:, ::-1].argmax(1)
+        done = np.maximum(done, first + np.where(taken.any(1), last, width))
+        pieces: list[_Piece] = []
+        for at in range(0, len(rows), _BLOCK):
+            window = slice(at, at + _BLOCK)
+            groups, n, shared = _groups(taken[window], counts[window], group)
+            pieces += _runs(panel[window], taken[window], groups, n, shared, rows[window])
+        none = np.empty(0)
+        streams.add(none, none, np.array([len(pieces)]), none)
+        for piece in pieces:
+            streams.add(*piece)
+
+
+def _counts(live: np.ndarray, width: int, group: int) -> np.ndarray:
+    """Values that each row stores in this tile: those below `width`, filled up to whole steps."""
+    step = QUAD // group
+    need, available = live[:, :width].sum(1), live.sum(1)
+    even = -(-need // 8) * 8
+    rest = -(-np.minimum(even, available) // step) * step
+    counts: np.ndarray = np.where(available >= even, even, rest)
+    return counts
+
+
+def _groups(
+    taken: np.ndarray, counts: np.ndarray, group: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows are computed together.
+
+    Returns:
+        [groups, group] indices of rows (equal ones fill up a pair), values per row of each group,
+        shared columns of each group; sorted by the latter two.
+    """
+    order = np.argsort(counts, kind="stable")
+    if group == 1:
+        return order[:, None], counts[order], np.zeros(len(order), np.int64)
+    ones = taken.astype(np.float32)
+    overlap = (ones @ ones.T).astype(np.int32)
+    np.fill_diagonal(overlap, 0)
+    overlap //= _SHARED_STEP
+    pairs: list[tuple[int, int]] = []
+    left = -1
+    for count in np.unique(counts):
+        members = np.flatnonzero(counts == count)
+        if left >= 0:
+            members = np.concatenate([[left], members])
+        left = _match(members, overlap, pairs)
+    if left >= 0:
+        pairs.append((left, left))
+    groups = np.array(pairs)
+    n = counts[groups].max(1)
+    shared = overlap[groups[:, 0], groups[:, 1]].astype(np.int64) * _SHARED_STEP
+    order = np.lexsort((groups[:, 0], shared, n))
+    return groups[order], n[order], shared[order]
+
+
+def _match(members: np.ndarray, overlap: np.ndarray, pairs: list[tuple[int, int]]) -> int:
+    """Pair rows that share most; returns the row that is left over, or -1."""
+    score = overlap[np.ix_(members, members)]
+    np.fill_diagonal(score, -1)
+    free = np.ones(len(members), bool)
+    for i in range(len(members)):
+        if not free[i]:
+            continue
+        free[i] = False
+        row = np.where(free, score[i], -1)
+        j = int(row.argmax())
+        if row[j] < 0:
+            return int(members[i])
+        free[j] = False
+        pairs.append((int(members[i]), int(members[j])))
+    return -1
+
+
+def _runs(
+    panel: np.ndarray, taken: np.ndarray, groups: np.ndarray, n: np.ndarray, shared: np.ndarray,
+    rows: np.ndarray,
+) -> list[_Piece]:  # fmt: skip
+    """Arguments of _Streams.add for every run of groups with equal counts."""
+    change = np.flatnonzero((np.diff(n) != 0) | (np.diff(shared) != 0)) + 1
+    pieces: list[_Piece] = []
+    for part in np.split(np.arange(len(groups)), change):
+        g, count, both = groups[part], int(n[part[0]]), int(shared[part[0]])
+        mask = taken[g].copy()
+        if g.shape[1] == 2:
+            mask[g[:, 0] == g[:, 1], 1] = False
+        common = mask.all(1) if both else np.zeros_like(mask[:, 0])
+        common &= common.cumsum(1) <= both
+        at, values = _pick(panel, g, common[:, None] & mask, both)
+        single_at, single = _pick(panel, g, mask & ~common[:, None], count - both)
+        size = len(part)
+        quads = np.concatenate([at[:, 0].reshape(size, -1), _turn(single_at)], 1)
+        stored = np.concatenate([_turn(values), _turn(single)], 1)
+        n_single = (count - both) * g.shape[1] // QUAD
+        pieces.append((stored, quads, np.array([both // QUAD, n_single, size]), rows[g]))
+    return pieces
+
+
+def _pick(
+    panel: np.ndarray, groups: np.ndarray, mask: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values [groups, group, n] where `mask` [groups, group, columns]; rest 0."""
+    columns = np.argsort(~mask, axis=2, kind="stable")[:, :, :n]
+    if columns.shape[2] < n:
+        columns = np.pad(columns, ((0, 0), (0, 0), (0, n - columns.shape[2])))
+    valid = np.arange(n) < mask.sum(2)[:, :, None]
+    columns = np.where(valid, columns, 0)
+    return columns, np.where(valid, panel[groups[:, :, None], columns], 0)
+
+
+def _turn(array: np.ndarray) -> np.ndarray:
+    """[groups, group, n] -> [groups, n * group], the rows of a column side by side."""
+    return array.transpose(0, 2, 1).reshape(len(array), -1)
 
 
 def unpack(packed: Packed) -> np.ndarray:
     """The weight matrix [rows, columns] that `packed` holds."""
     weight = np.zeros((packed.rows, packed.columns), np.float32)
-    read = _unpack_coded if packed.counts.size else _unpack_dense
-    for *start, first, n_groups in packed.chunks.tolist():
-        read(packed, packed.row_index[first : first + n_groups], start, weight)
+    read = _unpack_coded if packed.runs.size else _unpack_dense
+    for start in packed.chunks.tolist():
+        read(packed, start, weight)
     return weight
 
 
-def _unpack_dense(p: Packed, groups: np.ndarray, start: list[int], weight: np.ndarray) -> None:
-    at = start[0]
+def _unpack_dense(p: Packed, start: list[int], weight: np.ndarray) -> None:
+    at, _, _, slot, n_groups = start
+    groups = p.slots[slot : slot + n_groups * p.group].reshape(n_groups, p.group)
     for first in range(0, p.columns, p.tile):
         columns = np.arange(first, min(first + p.tile, p.columns))
-        shape = (len(groups), len(columns), p.group)
+        shape = (n_groups, len(columns), p.group)
         size = int(np.prod(shape))
         part = p.values[at : at + size].reshape(shape).transpose(0, 2, 1)
         weight[groups[:, :, None], columns] = part
         at += size
 
 
-def _unpack_coded(p: Packed, groups: np.ndarray, start: list[int], weight: np.ndarray) -> None:
-    v, i, c = start
-    for first in range(0, p.columns, p.tile):
-        for rows in groups:
-            for code in range(1, 1 << p.group):
-                live = [r for r in range(p.group) if code >> r & 1]
-                n = int(p.counts[c])
-                columns = p.column_index[i : i + n].astype(np.int64) + first
-                part = p.values[v : v + n * len(live)].reshape(n, len(live))
-                for slot, r in enumerate(live):
-                    weight[rows[r], columns] = part[:, slot]
-                v, i, c = v + n * len(live), i + n, c + 1
+def _unpack_coded(p: Packed, start: list[int], weight: np.ndarray) -> None:
+    v, c, r, s, n_blocks = start
+    index = p.column_index.view(np.uint64)[:, None] >> np.arange(0, 64, 16, dtype=np.uint64)
+    index = (index & np.uint64(0xFFFF)).astype(np.int64)
+    for _ in range(n_blocks):
+        for first in range(0, p.columns, p.tile):
+            n_runs, r = int(p.runs[r]), r + 1
+            for both, single, n in p.runs[r : r + 3 * n_runs].reshape(-1, 3).tolist():
+                for rows in p.slots[s : s + n * p.group].reshape(n, p.group):
+                    columns = index[c : c + both].repeat(p.group).ravel()
+                    columns = np.concatenate([columns, index[c + both : c + both + single].ravel()])
+                    values = p.values[v : v + len(columns)]
+                    row = np.tile(rows, len(columns) // p.group)
+                    np.add.at(weight, (row, first + columns), values)
+                    c, v = c + both + single, v + len(columns)
+                s += n * p.group
+            r += 3 * n_runs
 
 
-def _row_index(rows: int, group: int) -> np.ndarray:
-    slots = np.arange(-(-rows // group) * group, dtype=np.int32).reshape(-1, group)
-    return np.minimum(slots, np.int32(rows - 1))
-
-
-def _tiles(weight: np.ndarray, groups: np.ndarray, tile: int) -> list[np.ndarray]:
-    """The column tiles of the rows of `groups`, each [groups, group, columns of the tile]."""
-    n = weight.shape[1]
-    return [weight[:, first : first + tile][groups] for first in range(0, n, tile)]
+def _slots(rows: np.ndarray, group: int) -> np.ndarray:
+    """`rows` filled up to whole groups by the first row of the last group."""
+    rest = -len(rows) % group
+    last = rows[-(len(rows) % group)] if rest else 0
+    return np.concatenate([rows, np.full(rest, last)]).astype(np.int32)

@@ -1,7 +1,6 @@
 """Packing is lossless for every density, group, tile and number of chunks."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ def sparse(rows: int, columns: int, density: float, seed: int) -> np.ndarray:
     return weight
 
 
-@pytest.mark.parametrize("pack", [formats.pack_dense, formats.pack_coded])
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 40),
@@ -28,27 +26,60 @@ def sparse(rows: int, columns: int, density: float, seed: int) -> np.ndarray:
     density=st.sampled_from(DENSITIES),
     seed=st.integers(0, 99),
 )
-def test_unpack_returns_what_was_packed(pack, rows, columns, group, tile, chunks, density, seed):  # type: ignore[no-untyped-def]
+def test_dense_returns_what_was_packed(
+    rows: int, columns: int, group: int, tile: int, chunks: int, density: float, seed: int
+) -> None:
     weight = sparse(rows, columns, density, seed)
-    packed = pack(weight, group, tile, chunks)
+    packed = formats.pack_dense(weight, group, tile, chunks)
     assert np.array_equal(formats.unpack(packed), weight)
-    assert packed.chunks[:, 4].sum() == len(packed.row_index) == -(-rows // group)
+    assert packed.chunks[:, 4].sum() == -(-rows // group)
 
 
-def test_coded_stores_every_non_zero_value_once_and_no_zero() -> None:
-    weight = sparse(33, 50, 0.3, 7)
-    packed = formats.pack_coded(weight, 2, 16)
-    assert np.array_equal(np.sort(packed.values), np.sort(weight[weight != 0]))
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 70),
+    group=st.integers(1, 2),
+    tile=st.integers(1, 80),
+    reach=st.sampled_from((0, 1, 9, 100)),
+    chunks=st.integers(1, 5),
+    density=st.sampled_from(DENSITIES),
+    alike=st.sampled_from((1, 2, 4)),
+    seed=st.integers(0, 99),
+)
+def test_coded_returns_what_was_packed(
+    rows: int, columns: int, group: int, tile: int, reach: int, chunks: int, density: float,
+    alike: int, seed: int,
+) -> None:  # fmt: skip
+    weight = sparse(rows, columns, density, seed)
+    weight *= weight[np.arange(rows) // alike * alike] != 0  # rows of a group share their zeros
+    packed = formats.pack_coded(weight, group, tile, chunks, reach=reach)
+    assert np.array_equal(formats.unpack(packed), weight)
 
 
-def test_rows_that_share_a_column_share_its_index() -> None:
-    weight = np.zeros((2, 8), np.float32)
-    weight[:, 3] = (1, 2)
-    weight[0, 5] = 3
-    packed = formats.pack_coded(weight, 2, 8)
-    assert packed.counts.tolist() == [1, 0, 1]  # codes: row 0 only, row 1 only, both
-    assert packed.column_index.tolist() == [5, 3]
-    assert packed.values.tolist() == [3, 1, 2]
+def test_coded_holds_every_row_of_every_tile_once() -> None:
+    packed = formats.pack_coded(sparse(33, 50, 0.3, 7), 2, 16)
+    per_tile = packed.slots.reshape(packed.n_tiles, -1, 2)
+    for groups in per_tile:
+        assert sorted(set(groups.ravel().tolist())) == list(range(33))
+        assert np.count_nonzero(groups[:, 0] == groups[:, 1]) == 1  # the odd row fills up its pair
+
+
+def test_rows_with_the_same_zeros_share_every_column() -> None:
+    weight = sparse(64, 256, 0.25, 3)
+    weight[1::2] = np.where(weight[0::2] != 0, weight[1::2] + 2, 0)
+    packed = formats.pack_coded(weight, 2, 256)
+    n_pairs, n = len(packed.slots) // 2, np.count_nonzero(weight)
+    assert n_pairs == 32
+    assert packed.column_index.size * 4 <= 0.6 * n  # one index for two values, but for remainders
+    assert np.array_equal(formats.unpack(packed), weight)
+
+
+def test_a_reach_into_the_next_tile_makes_counts_equal() -> None:
+    weight = sparse(512, 1024, 0.1, 1)
+    alone, reaching = (formats.pack_coded(weight, 2, 256, reach=r) for r in (0, 128))
+    assert reaching.runs.size < 0.6 * alone.runs.size
+    assert reaching.values.size < 1.03 * np.count_nonzero(weight)
 
 
 def test_ninety_percent_zeros_take_less_than_a_quarter_of_dense() -> None:

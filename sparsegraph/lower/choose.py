@@ -99,7 +99,7 @@ def choose(
         group, split = _dense_blocks(vectors, target, is_gathered=is_gathered)
         cost = dense_slowdown(vectors, is_gathered=is_gathered)
     else:
-        group, split = _coded_blocks(density, vectors, target)
+        group, split = _coded_blocks(vectors, target)
         cost = density * coded_slowdown(density)
     cost += _GATHER / rows if is_gathered else 0.0
     tile = _column_tile(density, columns, row or vectors * target.lanes, taps, target)
@@ -132,8 +132,6 @@ def _dense_blocks(
     return max(1, min(8, (target.n_registers - 4) // max(split))), split
 
 
-def _coded_blocks(density: float, vectors: int, target: Target) -> tuple[int, tuple[int, ...]]:
-    budget = target.n_registers - 4
-    group = budget // vectors
-    limit = 3 if density > 0.3 else 2
-    return max(1, min(limit, group)), (vectors,)
+def _coded_blocks(vectors: int, target: Target) -> tuple[int, tuple[int, ...]]:
+    """A pair of rows if its accumulators leave registers for a value and the quad it comes from."""
+    return (2 if 2 * vectors <= target.n_registers - 4 else 1), (vectors,)

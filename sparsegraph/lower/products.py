@@ -241,16 +241,19 @@ def step_product(
     matrix = _columns_by_tile(weight, choice.tile // taps)
     items = y.images * y.tiles
     chunks = b.chunks if items < 4 * b.chunks else 1
-    pack = formats.pack_dense if choice.weight == "dense" else formats.pack_coded
-    packed = pack(matrix, choice.group, choice.tile, chunks)
+    if choice.weight == "dense":
+        packed = formats.pack_dense(matrix, choice.group, choice.tile, chunks)
+    else:  # a gathered panel ends where its tile ends
+        reach = choice.tile // 2 if step is None else 0
+        packed = formats.pack_coded(matrix, choice.group, choice.tile, chunks, reach=reach)
     args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
     args.append(b.weight(f"{name}.bias", full_bias))
     args.append(b.weight(f"{name}.values", packed.values))
-    args.append(b.weight(f"{name}.rows", packed.row_index))
+    args.append(b.weight(f"{name}.rows", packed.slots))
     args.append(b.weight(f"{name}.chunks", packed.chunks))
     if choice.weight == "coded":
         args.append(b.weight(f"{name}.columns", packed.column_index))
-        args.append(b.weight(f"{name}.counts", packed.counts))
+        args.append(b.weight(f"{name}.runs", packed.runs))
     if step is not None and window is not None:
         first, second = tables(window, x.fm, y, lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))

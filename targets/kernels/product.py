@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit
-from sparsegraph.targets.emit import Cell, Expr, as_int, bind, const, load, loop, splat, store
+from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.target import Target
 
+QUAD = 4  # values and columns of `coded` that are loaded at once
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
 
@@ -31,7 +32,7 @@ class Product:
 
     Attributes:
         weight: `dense` or `coded`.
-        group: rows that share activation loads (1 to 4).
+        group: rows that are computed together: 1 to 4, `coded` 1 or 2.
         split: vectors per pass over the tile; their sum is the tile's width in vectors.
         lanes: float32 values in a vector.
         gather: None for a matrix product; of a convolution how it gathers (`gather.Gather.step`).
@@ -79,10 +80,10 @@ class Product:
             "y:float32* y_image:int32 y_tile:int32 y_row:int32 "
             "x:float32* x_image:int32 x_tile:int32 x_row:int32 images:int32 tiles:int32 "
             "columns:int32 column_tile:int32 bias:float32* values:float32* "
-            "rows:int32* chunks:int32* "
+            "slots:int32* chunks:int32* "
         )
         if self.weight == "coded":
-            text += "column_index:uint16* counts:uint16* "
+            text += "column_index:int64* counts:int32* "
         if self.gather is not None:
             text += gather.PARAMS[self.gather == gather.FLAT]
         for i, kind in enumerate(self.operands):
@@ -99,6 +100,9 @@ class Product:
         return 4 * self.panel_row * column_tile if self.gather is not None else 0
 
 
+_Group = tuple[list[list[Cell]], list[Expr], list[Expr]]
+
+
 class _Emitter:
     """Loops of one product kernel, outermost first."""
 
@@ -108,9 +112,9 @@ class _Emitter:
 
     def run(self) -> None:
         a = self.a
-        self.cursors = {n: Cell("int32") for n in ("value", "column", "count")}
+        self.cursors = {n: Cell("int32") for n in ("value", "column", "run", "slot")}
         per_chunk = bind(a["images"] * a["tiles"])
-        n_tiles = bind(emit.divide(a["columns"] + a["column_tile"] - 1, a["column_tile"]))
+        self.n_tiles = bind(emit.divide(a["columns"] + a["column_tile"] - 1, a["column_tile"]))
         with loop(a["begin"], a["end"]) as item:
             chunk = bind(emit.divide(item, per_chunk))
             point = bind(emit.modulo(item, per_chunk))
@@ -118,12 +122,15 @@ class _Emitter:
             self.tile = bind(emit.modulo(point, a["tiles"]))
             for i, cursor in enumerate(self.cursors.values()):
                 cursor.set(load(a["chunks"], chunk * 5 + i))
-            first = bind(load(a["chunks"], chunk * 5 + 3))
-            groups = bind(load(a["chunks"], chunk * 5 + 4))
-            with loop(0, n_tiles) as t:
-                self.column_tile(t, n_tiles, first, groups)
+            parts = bind(load(a["chunks"], chunk * 5 + 4))
+            if self.spec.weight == "dense":
+                with loop(0, self.n_tiles) as t:
+                    self.column_tile(t, parts)
+            else:
+                with loop(0, parts), loop(0, self.n_tiles) as t:
+                    self.column_tile(t, parts)
 
-    def column_tile(self, t: Expr, n_tiles: Expr, first: Expr, groups: Expr) -> None:
+    def column_tile(self, t: Expr, groups: Expr) -> None:
         a, spec = self.a, self.spec
         start = bind(t * a["column_tile"])
         width = bind(emit.minimum(a["column_tile"], a["columns"] - start))
@@ -137,24 +144,70 @@ class _Emitter:
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
         of_tile = {name: bind(cursor.get()) for name, cursor in self.cursors.items()}
-        self.value_of_tile = of_tile["value"]
         offset = 0
         for vectors in spec.split:
             for name, cursor in self.cursors.items():  # every pass reads the same weights
                 cursor.set(of_tile[name])
-            with loop(0, groups) as g:
-                self.group(t, n_tiles, (first + g) * spec.group, g, width, offset, vectors)
+            if spec.weight == "dense":
+                self.dense(t, groups, width, offset, vectors)
+            else:
+                self.coded(t, offset, vectors)
             offset += vectors * spec.lanes
         if spec.weight == "dense":
-            self.cursors["value"].set(self.value_of_tile + groups * width * spec.group)
+            self.cursors["slot"].set(of_tile["slot"])
 
-    def group(
-        self, t: Expr, n_tiles: Expr, slot: Expr, g: Expr, width: Expr, offset: int, vectors: int
-    ) -> None:
-        """One group of rows: load partial sums, add the products of this column tile, store."""
+    def dense(self, t: Expr, groups: Expr, width: Expr, offset: int, vectors: int) -> None:
+        """All groups of rows: every column of the tile for each of them."""
+        panel, group = bind(self.panel_base + offset), self.spec.group
+        with loop(0, groups):
+            acc, at, row = self.begin_group(t, offset, vectors)
+            value = bind(self.cursors["value"].get())
+            with loop(0, width) as k:
+                weights = [
+                    bind(splat(load(self.a["values"], value + k * group + r), self.spec.lanes))
+                    for r in range(group)
+                ]
+                self.multiply(acc, weights, panel + k * self.panel_row)
+            self.cursors["value"].set(value + width * group)
+            self.end_group(t, acc, at, row, offset)
+
+    def coded(self, t: Expr, offset: int, vectors: int) -> None:
+        """All runs of groups with equal counts."""
+        a, panel, pair = self.a, bind(self.panel_base + offset), self.spec.group == 2
+        run = bind(self.cursors["run"].get())
+        n_runs = bind(load(a["counts"], run))
+        with loop(0, n_runs) as i:
+            both, single, groups = (bind(load(a["counts"], run + 1 + i * 3 + j)) for j in range(3))
+            with loop(0, groups):
+                acc, at, row = self.begin_group(t, offset, vectors)
+                quads = _Quads(self, panel)
+                if pair:
+                    with loop(0, both):
+                        columns = quads.columns()
+                        for half in (columns[:2], columns[2:]):
+                            w = quads.values()
+                            for i_column, column in enumerate(half):
+                                self.multiply(acc, w[2 * i_column : 2 * i_column + 2], column)
+                            quads.next_values()
+                        quads.next_columns()
+                with loop(0, single):
+                    columns, w = quads.columns(), quads.values()
+                    for slot, (column, weight) in enumerate(zip(columns, w)):
+                        row_of_slot = acc[slot % self.spec.group]
+                        self.multiply([row_of_slot], [weight], column)
+                    quads.next_values()
+                    quads.next_columns()
+                quads.close()
+                self.end_group(t, acc, at, row, offset)
+        self.cursors["run"].set(run + 1 + n_runs * 3)
+
+    def begin_group(self, t: Expr, offset: int, vectors: int) -> _Group:
+        """Accumulators with the bias or the partial sums, where they lie in y, and their rows."""
         a, spec, lanes = self.a, self.spec, self.spec.lanes
         slots, spans = range(spec.group), range(vectors)
-        row = [bind(load(a["rows"], slot + r)) for r in slots]
+        slot = bind(self.cursors["slot"].get())
+        self.cursors["slot"].set(slot + spec.group)
+        row = [bind(load(a["slots"], slot + r)) for r in slots]
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
         at = [bind(base + row[r] * a["y_row"]) for r in slots]
         acc = [[Cell("float32", lanes) for _ in spans] for _ in slots]
@@ -168,53 +221,30 @@ class _Emitter:
                 for r in slots:
                     for v in spans:
                         acc[r][v].set(load(a["y"], at[r] + v * lanes, lanes))
-        if spec.weight == "dense":
-            self.dense(acc, self.value_of_tile + g * width * spec.group, width, offset)
-        else:
-            self.coded(acc, offset)
-        if spec.epilogue is None:
+        return acc, at, row
+
+    def end_group(
+        self, t: Expr, acc: Sequence[Sequence[Cell]], at: Sequence[Expr], row: Sequence[Expr],
+        offset: int,
+    ) -> None:  # fmt: skip
+        """Store the sums; in the last column tile through the epilogue."""
+        if self.spec.epilogue is None:
             self.store(acc, at)
             return
-        with emit.choose(t == n_tiles - 1) as (then, otherwise):
+        with emit.choose(t == self.n_tiles - 1) as (then, otherwise):
             with then:
                 self.finish(acc, at, row, offset)
             with otherwise:
                 self.store(acc, at)
 
-    def dense(self, acc: Sequence[Sequence[Cell]], first: Expr, width: Expr, offset: int) -> None:
-        value, panel = bind(first), bind(self.panel_base + offset)
-        with loop(0, width) as k:
-            weights = [value + k * self.spec.group + r for r in range(self.spec.group)]
-            self.multiply(acc, list(acc), weights, panel + k * self.panel_row)
-
-    def coded(self, acc: Sequence[Sequence[Cell]], offset: int) -> None:
-        a, panel = self.a, bind(self.panel_base + offset)
-        for code in range(1, 1 << self.spec.group):
-            live = [acc[r] for r in range(self.spec.group) if code >> r & 1]
-            n = bind(as_int(load(a["counts"], self.cursors["count"].get())))
-            self.cursors["count"].set(self.cursors["count"].get() + 1)
-            value = bind(self.cursors["value"].get())
-            column = bind(self.cursors["column"].get())
-            with loop(0, n) as j:
-                k = as_int(load(a["column_index"], column + j))
-                weights = [value + j * len(live) + i for i in range(len(live))]
-                self.multiply(acc, live, weights, panel + k * self.panel_row)
-            self.cursors["value"].set(value + n * len(live))
-            self.cursors["column"].set(column + n)
-
     def multiply(
-        self,
-        acc: Sequence[Sequence[Cell]],
-        live: Sequence[Sequence[Cell]],
-        weights: Sequence[Expr],
-        panel: Expr,
+        self, rows: Sequence[Sequence[Cell]], weights: Sequence[Expr], panel: Expr
     ) -> None:
-        """acc[r][v] += w[r] * x[v] for the live rows of one column."""
+        """rows[r][v] += weights[r] * x[v] for one column."""
         lanes, at = self.spec.lanes, bind(panel)
-        w = [bind(splat(load(self.a["values"], i), lanes)) for i in weights]
-        for v in range(len(acc[0])):
+        for v in range(len(rows[0])):
             x = bind(load(self.panel, at + v * lanes, lanes))
-            for cells, factor in zip(live, w):
+            for cells, factor in zip(rows, weights):
                 cells[v].set(cells[v].get() + factor * x)
 
     def store(self, acc: Sequence[Sequence[Cell]], at: Sequence[Expr]) -> None:
@@ -262,6 +292,63 @@ class _Emitter:
             base = bind(base + row * a[f"o{i}_row"] + offset)
             loads.append(partial(_load_from, a[f"o{i}"], base, lanes))
         return loads
+
+
+class _Quads:
+    """Reads the two streams of `coded` four entries at a time, the values one quad ahead.
+
+    Eight scalar loads per quad would take as many load slots as half its activations do. The quad
+    of values is repeated over the vector and carried through the loop, so that LLVM splats it
+    within 128 bits by a shuffle; straight from memory it would turn it back into four loads.
+    """
+
+    def __init__(self, emitter: _Emitter, panel: Expr) -> None:
+        self.e, self.lanes = emitter, emitter.spec.lanes
+        self.panel, self.row = (bind(emit.T.cast(x, "int64")) for x in (panel, emitter.panel_row))
+        self.value, self.column = Cell("int32"), Cell("int32")
+        self.value.set(emitter.cursors["value"].get())
+        self.column.set(emitter.cursors["column"].get())
+        self.is_wide = self.lanes % QUAD == 0
+        if self.is_wide:
+            self.quad = Cell("float32", self.lanes)
+            self._load()
+
+    def columns(self) -> list[Expr]:
+        """Addresses of the panel rows of the next four columns."""
+        word = bind(load(self.e.a["column_index"], self.column.get()))
+        mask = const(0xFFFF, "int64")
+        parts = [bind((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
+        return [self.panel + k * self.row for k in parts]
+
+    def values(self) -> list[Expr]:
+        """The next four values, each over all lanes."""
+        if not self.is_wide:
+            at = bind(self.value.get())
+            values = self.e.a["values"]
+            return [bind(splat(load(values, at + i), self.lanes)) for i in range(QUAD)]
+        quad = bind(self.quad.get())
+        within = range(0, self.lanes, QUAD)
+        return [
+            emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
+        ]
+
+    def next_values(self) -> None:
+        self.value.set(self.value.get() + QUAD)
+        if self.is_wide:
+            self._load()
+
+    def next_columns(self) -> None:
+        self.column.set(self.column.get() + 1)
+
+    def close(self) -> None:
+        """Where the next group goes on."""
+        self.e.cursors["value"].set(self.value.get())
+        self.e.cursors["column"].set(self.column.get())
+
+    def _load(self) -> None:
+        quad = bind(load(self.e.a["values"], self.value.get(), QUAD))
+        copies = [quad] * (self.lanes // QUAD)
+        self.quad.set(quad if self.lanes == QUAD else emit.shuffle(copies, range(self.lanes)))
 
 
 def _constant(value: Expr, at: int) -> Expr:

@@ -16,8 +16,11 @@ TARGET = targets.native()
 LANES = TARGET.lanes
 DENSITIES = (0.0, 0.01, 0.5, 0.9, 1.0)
 A0, A1, A2 = ("arg", 0), ("arg", 1), ("arg", 2)
-BLOCKS = [  # group, split
-    (1, (1,)), (1, (8,)), (2, (6,)), (3, (4,)), (2, (5,)), (3, (4, 3)), (3, (4, 4)), (1, (7,)),
+BLOCKS = [  # weight, group, split
+    ("dense", 1, (1,)), ("dense", 1, (8,)), ("dense", 2, (6,)), ("dense", 3, (4,)),
+    ("dense", 2, (5,)), ("dense", 3, (4, 3)), ("dense", 3, (4, 4)), ("dense", 1, (7,)),
+    ("coded", 1, (1,)), ("coded", 1, (8,)), ("coded", 2, (6,)), ("coded", 2, (4,)),
+    ("coded", 2, (5,)), ("coded", 2, (1,)), ("coded", 2, (4, 3)), ("coded", 1, (7,)),
 ]  # fmt: skip
 EPILOGUES = [
     (None, ()),
@@ -53,7 +56,7 @@ def with_block(layout: FeatureMajor, block: int) -> FeatureMajor:
 
 def run(
     kernel: Product, weight: np.ndarray, x: np.ndarray, bias: np.ndarray, tile: int, chunks: int,
-    operands: list[np.ndarray],
+    operands: list[np.ndarray], reach: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """The kernel on planes x [images, columns, points]; result [images, rows, points]."""
     images, columns, points = x.shape
@@ -61,14 +64,16 @@ def run(
     xl = with_block(blocked(images, columns, points, 1, TARGET), kernel.block)
     yl = with_block(blocked(images, rows, points, 1, TARGET), kernel.block)
     y = host.empty(yl.size + 64)
-    packer = formats.pack_coded if kernel.weight == "coded" else formats.pack_dense
-    packed = packer(weight, kernel.group, tile, chunks)
+    if kernel.weight == "coded":
+        packed = formats.pack_coded(weight, kernel.group, tile, chunks, reach=reach)
+    else:
+        packed = formats.pack_dense(weight, kernel.group, tile, chunks)
     args: list[Any] = [y, yl.image, yl.tile, yl.row, pack(x, xl), xl.image, xl.tile, xl.row,
                        images, yl.tiles, columns, tile, host.aligned(bias),
-                       host.aligned(packed.values), host.aligned(packed.row_index),
+                       host.aligned(packed.values), host.aligned(packed.slots),
                        host.aligned(packed.chunks)]  # fmt: skip
     if kernel.weight == "coded":
-        args += [host.aligned(packed.column_index), host.aligned(packed.counts)]
+        args += [host.aligned(packed.column_index), host.aligned(packed.runs)]
     for value, kind in zip(operands, kernel.operands):
         if kind == "feature":
             args.append(host.aligned(value))
@@ -86,19 +91,20 @@ def bound(weight: np.ndarray, x: np.ndarray) -> float:
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
-@pytest.mark.parametrize("weight_format", ["dense", "coded"])
+@pytest.mark.parametrize("alike", [1, 4])
 def test_every_variant_equals_the_reference(
-    weight_format: str, blocks: tuple[int, tuple[int, ...]], density: float
+    alike: int, blocks: tuple[str, int, tuple[int, ...]], density: float
 ) -> None:
-    kernel = Product(weight_format, *blocks, LANES)
-    for seed, (rows, columns, points, tile, chunks) in enumerate(
-        [(1, 1, 1, 1, 1), (7, 13, 50, 5, 1), (37, 50, 131, 64, 3)]
+    kernel = Product(*blocks, LANES)
+    for seed, (rows, columns, points, tile, chunks, reach) in enumerate(
+        [(1, 1, 1, 1, 1, 0), (7, 13, 50, 5, 1, 2), (37, 50, 131, 64, 3, 0), (40, 90, 70, 24, 2, 12)]
     ):
         weight = sparse((rows, columns), density, seed)
+        weight *= weight[np.arange(rows) // alike * alike] != 0  # groups of rows share their zeros
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((2, columns, points)).astype(np.float32)
         bias = rng.standard_normal(rows).astype(np.float32)
-        got = run(kernel, weight, x, bias, tile, chunks, [])
+        got = run(kernel, weight, x, bias, tile, chunks, [], reach)
         for i in range(2):
             error = np.abs(got[i] - reference(weight, x[i], bias)).max()
             assert error <= bound(weight, x[i])
