@@ -102,6 +102,14 @@ class FallbackRecord(_Record):
     reason: str
 
 
+class VariantRecord(_Record):
+    """The model for one set of input shapes."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    segments: tuple[NativeRecord | FallbackRecord, ...]
+
+
 class MemberRecord(_Record):
     """A file of the artefact."""
 
@@ -109,10 +117,11 @@ class MemberRecord(_Record):
     n_bytes: int
 
 
-class Manifest(_Record):
-    """`manifest.json`.
+class Manifest(VariantRecord):
+    """`manifest.json`: what the first variant is, and what all have in common.
 
     Attributes:
+        variants: the others, for other shapes.
         model_sha256: hash of the ONNX model that was compiled.
         tools: tool -> version.
         passes: what the passes did, as the driver of the compiler recorded it.
@@ -125,9 +134,7 @@ class Manifest(_Record):
     model_sha256: str
     target: TargetRecord
     tools: dict[str, str]
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
-    segments: tuple[NativeRecord | FallbackRecord, ...]
+    variants: tuple[VariantRecord, ...] = ()
     passes: list[JsonValue]
     verification: dict[str, JsonValue]
     layers: list[dict[str, JsonValue]]
@@ -184,7 +191,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 def _place(plan: Plan, path: Path) -> tuple[list[driver.Segment], int]:
     """Write the weight file; memory and weight places of every program, and the file's size."""
     places: dict[bytes, int] = {}
-    programs = [s for s in plan.segments if isinstance(s, Program)]
+    programs = [s for s in _all_segments(plan) if isinstance(s, Program)]
     with path.open("wb") as file:
         segments = []
         for program in programs:
@@ -266,8 +273,13 @@ def _compile(
 # ---------------------------------------------------------------- manifest
 
 
+def _all_segments(plan: Plan) -> list[Program | Fallback]:
+    """The segments of the plan and of its variants: the order that numbers them."""
+    return [s for p in (plan, *plan.variants) for s in p.segments]
+
+
 def _write_fallbacks(plan: Plan, folder: Path) -> None:
-    for i, segment in enumerate(plan.segments):
+    for i, segment in enumerate(_all_segments(plan)):
         if isinstance(segment, Fallback):
             (folder / _fallback_name(i)).write_bytes(segment.model)
 
@@ -294,6 +306,8 @@ def _manifest(
 ) -> Manifest:
     known = {"model_sha256", "passes", "verification", "tools"}
     assert known >= meta.keys(), f"unknown meta: {sorted(meta.keys() - known)}"
+    records = list(_segments(plan, segments))
+    variants = [_variant(p, [records.pop(0) for _ in p.segments]) for p in (plan, *plan.variants)]
     return Manifest(
         model_sha256=meta["model_sha256"],
         target=TargetRecord(
@@ -304,9 +318,8 @@ def _manifest(
             features=(*target.features, *target.extra_features),
         ),
         tools=dict(sorted({**_tools(target), **meta.get("tools", {})}.items())),
-        inputs=_tensors(plan.inputs),
-        outputs=_tensors(plan.outputs),
-        segments=tuple(_segments(plan, segments)),
+        **dict(variants[0]),
+        variants=tuple(variants[1:]),
         passes=list(meta.get("passes", [])),
         verification=dict(meta.get("verification", {})),
         layers=plan.layers,
@@ -314,11 +327,16 @@ def _manifest(
     )
 
 
+def _variant(plan: Plan, segments: Sequence[NativeRecord | FallbackRecord]) -> VariantRecord:
+    inputs, outputs = _tensors(plan.inputs), _tensors(plan.outputs)
+    return VariantRecord(inputs=inputs, outputs=outputs, segments=tuple(segments))
+
+
 def _segments(
     plan: Plan, placed: Sequence[driver.Segment]
 ) -> Iterator[NativeRecord | FallbackRecord]:
     natives = enumerate(placed)
-    for i, segment in enumerate(plan.segments):
+    for i, segment in enumerate(_all_segments(plan)):
         inputs, outputs = _tensors(segment.inputs), _tensors(segment.outputs)
         if isinstance(segment, Fallback):
             yield FallbackRecord(

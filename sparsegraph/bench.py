@@ -157,7 +157,9 @@ def prepare(
     if not source.is_file():
         found, fix = f"no file '{source}'", "name it with --model"
         raise UsageError(message("artefact", str(path), found, "its ONNX model", fix))
-    captured = load(source, shapes={i.name: tuple(i.shape) for i in session.get_inputs()})
+    captured = load(
+        source, shapes={i["name"]: tuple(i["shape"]) for i in session.manifest["inputs"]}
+    )
     if model_digest(captured) != session.manifest["model_sha256"]:
         need, fix = "the model that was compiled", "name it with --model, or compile again"
         raise UsageError(message("model", str(source), "another model", need, fix))

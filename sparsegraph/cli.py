@@ -231,10 +231,16 @@ def compile_model(
     fallback: Annotated[
         bool, typer.Option("--fallback/--no-fallback", help="Let ONNX Runtime run the rest.")
     ] = True,
+    keep_native: Annotated[
+        bool, typer.Option(help="Never leave the whole model to ONNX Runtime.")
+    ] = False,
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Compile a model for one machine and prove it against ONNX Runtime."""
+    """Compile a model for one machine and prove it against ONNX Runtime.
+
+    `--dim sequence=32,64,128` makes one artefact that takes each of these shapes.
+    """
     from sparsegraph import explain
     from sparsegraph.compile import compile as run
     from sparsegraph.compile import load
@@ -243,11 +249,11 @@ def compile_model(
     start = time.perf_counter()
     to = to or Path(model.with_suffix(".sg").name)
     output.check_folder(to)
-    captured = load(model, shapes=options.shapes(shape or (), dim or ()))
+    variants = options.variants(shape or (), dim or ())
     with screen.progress() as report:
         compiled = run(
-            captured, target, threads=threads, output=to, check=check, fallback=fallback,
-            skip=skip or (), progress=report,
+            model, target, shapes=variants, threads=threads, output=to, check=check,
+            fallback=fallback, keep_native=keep_native, skip=skip or (), progress=report,
         )  # fmt: skip
     manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
     screen.table(f"{model.name} for {target}", explain.COLUMNS, explain.layers(manifest))
@@ -258,7 +264,7 @@ def compile_model(
         from sparsegraph import report as page
         from sparsegraph.inspect import inspect as look
 
-        found = look(captured, target)
+        found = look(load(model, shapes=variants[0]), target)
         _wrote(screen, html, page.of_artefact(manifest, model.name, found))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from sparsegraph.targets.target import Target
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
 WORTHWHILE = 0.985  # below this estimate the whole model is left to ONNX Runtime
 Progress = Callable[[str, int, int], None]
+Shapes = Mapping[str, int | Sequence[int]]
 
 
 class Compiled:
@@ -84,7 +86,7 @@ def compile(
     target: str | Target = "native",
     *,
     example_inputs: Sequence[Any] | None = None,
-    shapes: Mapping[str, int | Sequence[int]] | None = None,
+    shapes: Shapes | Sequence[Shapes] | None = None,
     threads: int = 1,
     output: str | Path | None = None,
     check: bool = True,
@@ -99,7 +101,8 @@ def compile(
         source: an ONNX path, bytes, ModelProto or onnx_ir.Model; or a torch module or
             ExportedProgram together with `example_inputs`.
         target: a name that `sparsegraph targets` lists; `native` is this machine.
-        shapes: values of dynamic dimensions, by dimension name, or whole shapes by input name.
+        shapes: values of dynamic dimensions, by dimension name, or whole shapes by input name; a
+            list of these makes one artefact that takes each of them.
         threads: threads that the plan should keep busy.
         output: the artefact's folder; a temporary one by default.
         check: verify every pass and the artefact against ONNX Runtime.
@@ -116,38 +119,44 @@ def compile(
     """
     report = progress or _silent
     machine = get(target) if isinstance(target, str) else target
-    report("capture", 0, 1)
-    model = load(source, example_inputs, shapes)
-    done = 0
-
-    def on_pass(_: pipeline.PassRecord) -> None:
-        nonlocal done
-        done += 1
-        report("passes", done, len(pipeline.PASSES))
-
-    optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=on_pass)
-    report("plan", 0, 1)
-    plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
     is_here = runs_here(machine)
-    if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
-        reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
-        plan = partition.whole_model_fallback(model, plan, reason)
-    meta = {"model_sha256": model_digest(model), "passes": [_record(r) for r in optimized.records]}
+    several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
+    models, plans, records = [], [], []
+    for one in several:
+        report("capture", 0, 1)
+        model = load(source, example_inputs, one)
+        optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=_counter(report))
+        report("plan", 0, 1)
+        plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
+        if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
+            reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
+            plan = partition.whole_model_fallback(model, plan, reason)
+        models.append(model)
+        plans.append(plan)
+        records.append([_record(r) for r in optimized.records])
+    plans[0].variants = plans[1:]
+    meta = {"model_sha256": model_digest(models[0]), "passes": records[0]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
 
     def prove(folder: Path) -> dict[str, Any]:
         report("verify", 0, 1)
-        return _prove(model, folder, threads) if check and is_here else {"checked": False}
+        return _prove(models, folder, threads) if check and is_here else {"checked": False}
 
-    manifest = artefact.write(plan, machine, path, meta, report, prove)
+    manifest = artefact.write(plans[0], machine, path, meta, report, prove)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest)
+
+
+def _counter(report: Progress) -> Callable[[pipeline.PassRecord], None]:
+    """A callback that reports every pass."""
+    done = itertools.count(1)
+    return lambda _: report("passes", next(done), len(pipeline.PASSES))
 
 
 def load(
     source: Any,
     example_inputs: Sequence[Any] | None = None,
-    shapes: Mapping[str, int | Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
 ) -> ir.Model:
     """The captured model of whatever `compile` takes."""
     if isinstance(source, Pruned | pipeline.Optimized):
@@ -161,27 +170,28 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Progress of a caller that asked for none."""
 
 
-def _prove(model: ir.Model, folder: Path, threads: int) -> dict[str, Any]:
-    """Compare the artefact with ONNX Runtime on the captured model.
+def _prove(models: Sequence[ir.Model], folder: Path, threads: int) -> dict[str, Any]:
+    """Compare the artefact with ONNX Runtime on every captured model.
 
     Raises:
         VerifyError: names the feed, the figure and the limit.
     """
     session = InferenceSession(folder, threads=threads)
     names = [o.name for o in session.get_outputs()]
-    worst, feeds = 0.0, verify.feeds_for(model)
-    reference = verify.Session(model)
-    for i, feed in enumerate(feeds):
-        expected = reference.run(feed)
-        got = dict(zip(names, session.run(None, feed)))
-        error = verify.compare(got, expected)
-        worst = max(worst, error)
-        limit = max(TOLERANCE, verify.tolerance(expected))
-        if not error <= limit:
-            fix = "report this model; nothing was written"
-            found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
-            raise VerifyError(message("artefact", str(folder.name), found, f"<= {limit:.0e}", fix))
-    return {"checked": True, "feeds": len(feeds), "max_rel_error": float(f"{worst:.2e}")}
+    worst, n_feeds = 0.0, 0
+    for model in models:
+        reference = verify.Session(model)
+        for i, feed in enumerate(verify.feeds_for(model)):
+            expected = reference.run(feed)
+            error = verify.compare(dict(zip(names, session.run(None, feed))), expected)
+            worst, n_feeds = max(worst, error), n_feeds + 1
+            limit = max(TOLERANCE, verify.tolerance(expected))
+            if not error <= limit:
+                fix = "report this model; nothing was written"
+                found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
+                need = f"<= {limit:.0e}"
+                raise VerifyError(message("artefact", str(folder.name), found, need, fix))
+    return {"checked": True, "feeds": n_feeds, "max_rel_error": float(f"{worst:.2e}")}
 
 
 def _record(record: pipeline.PassRecord) -> dict[str, Any]:

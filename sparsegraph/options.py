@@ -1,5 +1,6 @@
 """Read the values of command-line options: shapes, feeds, calibration files."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ def shapes(shape: Sequence[str], dim: Sequence[str]) -> dict[str, int | tuple[in
         name, size = _pair("--dim", text, "batch=1")
         found[name] = _size("--dim", text, size)
     return found
+
+
+def variants(shape: Sequence[str], dim: Sequence[str]) -> list[dict[str, int | tuple[int, ...]]]:
+    """As `shapes`, once for every combination of values in `--dim sequence=32,64,128`."""
+    several = []
+    for text in dim:
+        name, sizes = _pair("--dim", text, "batch=1")
+        several.append([f"{name}={size}" for size in sizes.split(",")])
+    return [shapes(shape, chosen) for chosen in itertools.product(*several)]
 
 
 def keep(given: Sequence[str]) -> float | dict[str, float]:

@@ -124,6 +124,7 @@ class Plan:
     Attributes:
         layers: one row per product: density, format, break-even, estimate.
         estimate: estimated speed relative to ONNX Runtime on the dense model, products only.
+        variants: the same model for other shapes of its inputs.
     """
 
     inputs: tuple[Tensor, ...]
@@ -131,3 +132,4 @@ class Plan:
     segments: list[Program | Fallback]
     layers: list[dict[str, Any]] = field(default_factory=list)
     estimate: float = 1.0
+    variants: list["Plan"] = field(default_factory=list)

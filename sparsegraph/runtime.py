@@ -38,12 +38,12 @@ class NodeArg:
 
     Attributes:
         type: for example `tensor(float)`.
-        shape: static extents.
+        shape: extents; None where the variants differ.
     """
 
     name: str
     type: str
-    shape: list[int]
+    shape: list[int | None]
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ class InferenceSession:
         self.manifest = read_manifest(folder)
         check_machine(self.manifest["target"], str(folder))
         members = _Members(folder, self.manifest["members"])
-        self._inputs = [_Border.of(t) for t in self.manifest["inputs"]]
-        self._outputs = [_Border.of(t) for t in self.manifest["outputs"]]
-        self._names = {b.name for b in self._inputs}
-        self._output_names = [b.name for b in self._outputs]
-        self._segments = _segments(self.manifest["segments"], members, self.threads)
+        native = _Native(members, self.threads) if LIBRARY in members.records else None
+        records = [self.manifest, *self.manifest["variants"]]
+        self._variants = [_Variant(r, members, native, self.threads) for r in records]
+        self._names = {b.name for b in self._variants[0].inputs}
+        self._output_names = [b.name for b in self._variants[0].outputs]
 
     def get_inputs(self) -> list[NodeArg]:
         """Inputs in the order of the model."""
-        return [b.describe() for b in self._inputs]
+        return [_describe(forms) for forms in zip(*(v.inputs for v in self._variants))]
 
     def get_outputs(self) -> list[NodeArg]:
         """Outputs in the order of the model."""
-        return [b.describe() for b in self._outputs]
+        return [_describe(forms) for forms in zip(*(v.outputs for v in self._variants))]
 
     def get_providers(self) -> list[str]:
         """Where the model runs."""
@@ -121,8 +121,8 @@ class InferenceSession:
             UsageError: an unknown output, or a missing, unknown or wrong input.
         """
         names = self._wanted(output_names)
-        values = self._checked(input_feed)
-        for segment in self._segments:
+        variant, values = self._checked(input_feed)
+        for segment in variant.segments:
             segment.run(values, None)
         return [values[name] for name in names]
 
@@ -132,8 +132,9 @@ class InferenceSession:
         Raises:
             UsageError: a missing, unknown or wrong input.
         """
-        values, times = self._checked(input_feed), list[StepTime]()
-        for segment in self._segments:
+        variant, values = self._checked(input_feed)
+        times: list[StepTime] = []
+        for segment in variant.segments:
             segment.run(values, times)
         return times
 
@@ -147,10 +148,25 @@ class InferenceSession:
                 raise UsageError(message("output", name, "no such output", need, fix))
         return names
 
-    def _checked(self, feed: Mapping[str, Any]) -> dict[str, Array]:
+    def _checked(self, feed: Mapping[str, Any]) -> tuple["_Variant", dict[str, Array]]:
+        """The variant for the shapes of `feed`, and its checked values."""
         if feed.keys() != self._names:
             raise _wrong_names(feed, self._names)
-        return {b.name: b.check(feed[b.name]) for b in self._inputs}
+        variant = self._variants[0]
+        if len(self._variants) > 1:
+            variant = self._variant_for({name: np.shape(value) for name, value in feed.items()})
+        return variant, {b.name: b.check(feed[b.name]) for b in variant.inputs}
+
+    def _variant_for(self, shapes: dict[str, tuple[int, ...]]) -> "_Variant":
+        for variant in self._variants:
+            if all(shapes[b.name] == b.shape for b in variant.inputs):
+                return variant
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        need = "; or ".join(
+            ", ".join(f"{b.name} {b.shape}" for b in variant.inputs) for variant in self._variants
+        )
+        fix = "reshape or pad the values, or compile the model for these shapes too"
+        raise UsageError(message("inputs", "of the model", found, need, fix))
 
 
 @dataclass(frozen=True)
@@ -164,10 +180,6 @@ class _Border:
     @classmethod
     def of(cls, record: dict[str, Any]) -> "_Border":
         return cls(record["name"], np.dtype(record["dtype"]), tuple(record["shape"]))
-
-    def describe(self) -> NodeArg:
-        name = str(self.dtype)
-        return NodeArg(self.name, f"tensor({_TYPES.get(name, name)})", list(self.shape))
 
     def check(self, value: Any) -> Array:
         """The value as a contiguous array.
@@ -183,6 +195,13 @@ class _Border:
             fix = "reshape or pad the value, or compile the model for this shape"
             raise UsageError(message("input", self.name, array.shape, self.shape, fix))
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _describe(forms: Sequence[_Border]) -> NodeArg:
+    """An input or output over all variants."""
+    name = str(forms[0].dtype)
+    shape = [n[0] if len(set(n)) == 1 else None for n in zip(*(form.shape for form in forms))]
+    return NodeArg(forms[0].name, f"tensor({_TYPES.get(name, name)})", shape)
 
 
 def _wrong_names(feed: Mapping[str, Any], names: set[str]) -> UsageError:
@@ -205,17 +224,20 @@ class _Segment:
         raise NotImplementedError
 
 
-def _segments(
-    records: Sequence[dict[str, Any]], members: "_Members", threads: int
-) -> list[_Segment]:
-    native = _Native(members, threads) if LIBRARY in members.records else None
-    segments: list[_Segment] = []
-    for record in records:
-        if native and record["kind"] == "native":
-            segments.append(_NativeSegment(record, native))
-        else:
-            segments.append(_FallbackSegment(record, members, threads))
-    return segments
+class _Variant:
+    """The model for one set of input shapes."""
+
+    def __init__(
+        self, record: dict[str, Any], members: "_Members", native: "_Native | None", threads: int
+    ) -> None:
+        self.inputs = [_Border.of(t) for t in record["inputs"]]
+        self.outputs = [_Border.of(t) for t in record["outputs"]]
+        self.segments: list[_Segment] = []
+        for segment in record["segments"]:
+            if native and segment["kind"] == "native":
+                self.segments.append(_NativeSegment(segment, native))
+            else:
+                self.segments.append(_FallbackSegment(segment, members, threads))
 
 
 class _Native:

@@ -135,3 +135,34 @@ def test_chained_model_equals_onnxruntime(points: int, batch: int, threads: int)
     assert sum(t.seconds for t in session.profile(feed)) > 0
     segment = compiled.manifest.segments[0]
     assert segment.scratch_bytes > 4 * 256 * 32, "the hidden layer is a panel"
+
+
+@pytest.mark.parametrize(("points", "rows", "batch"), [(197, 700, 1), (33, 333, 2), (5, 300, 1)])
+def test_wide_output_is_computed_in_parts(points: int, rows: int, batch: int) -> None:
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((40, rows)) * (rng.random((40, rows)) < 0.2)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="wide"),
+        helper.make_node("Add", ["h", "b"], ["s"]),
+        helper.make_node("Relu", ["s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (batch, points, 40))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (batch, points, rows))],
+        [numpy_helper.from_array(weight, "w"),
+         numpy_helper.from_array(rng.standard_normal(rows).astype(np.float32), "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    small = replace(targets.get("native"), name="small cache", l2_bytes=8 << 10)
+    compiled = compile(model, small, keep_native=True, check=False)
+    x = rng.standard_normal((batch, points, 40)).astype(np.float32)
+    [expected] = verify.Session(load(model)).run({"x": x}).values()
+    [got] = compiled.run(None, {"x": x})
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    [layer] = compiled.manifest.layers
+    assert layer["weight"] == [rows, 40]
+    assert layer["density"] == pytest.approx(np.count_nonzero(weight) / weight.size)
+    products = [s for s in compiled.manifest.segments[0].steps if "mm" in s.kernel]
+    assert len(products) > 1, "the output of one tile would not fit the cache"

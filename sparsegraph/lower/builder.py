@@ -228,6 +228,17 @@ class Builder:
         view = parent.fm.slice(start, shape_of(value)[axis])
         return Stored(parent.ref, shape_of(value), "float32", view)
 
+    def part_of(self, value: ir.Value, like: FeatureMajor, features: int) -> Stored:
+        """Room for some features of a value with the points of `like`."""
+        layout = blocked(like.images, features, like.points, like.axis, self.target)
+        ref = self.temporary(f"{name_of(value)}.part", 4 * layout.size)
+        return Stored(ref, shape_of(value), "float32", layout)
+
+    def is_row_output(self, value: ir.Value, axis: int) -> bool:
+        """True if nobody but the caller reads the value, its features last."""
+        is_last = axis == len(shape_of(value)) - 1
+        return is_last and name_of(value) in self._outputs and not value.consumers()
+
     def keep(self, value: ir.Value, stored: Stored) -> Stored:
         """Remember where a value lies."""
         kind = "row" if stored.layout is None else "fm"
@@ -276,18 +287,19 @@ class Builder:
     ) -> None:
         """Note what was decided for one layer."""
         name = node.name or name_of(node.outputs[0])
-        self.layers.append(
-            {
-                "node": name,
-                "op": node.op_type,
-                "weight": list(shape),
-                "density": density,
-                "format": choice.weight,
-                "break_even": choice.break_even,
-                "macs": macs,
-                "estimate": choice.cost,
-            }
-        )
+        layer = {
+            "node": name,
+            "op": node.op_type,
+            "weight": list(shape),
+            "density": density,
+            "format": choice.weight,
+            "break_even": choice.break_even,
+            "macs": macs,
+            "estimate": choice.cost,
+        }
+        if self.layers and self.layers[-1]["node"] == name:
+            layer = _sum(self.layers.pop(), layer)
+        self.layers.append(layer)
 
     def finish(self, outputs: Sequence[ir.Value]) -> None:
         """Bring every output of the segment into the caller's memory."""
@@ -313,28 +325,33 @@ class Builder:
 
     def to_row(self, value: ir.Value, form: Stored) -> Stored:
         """A row-major copy of `form`, which holds the value (perhaps under another shape)."""
-        made, fm, lanes = self.new_row(value), form.fm, self.target.lanes
+        made, fm = self.new_row(value), form.fm
         self.n_converted += made.size
         before = int(np.prod(form.shape[: fm.axis], dtype=np.int64))
-        to = made.ref
         if before == fm.images:  # features, then points: planes
-            kernel: Kernel = convert.Copy("result", lanes)
+            kernel = convert.Copy("result", self.target.lanes)
             plane = (fm.features * fm.points, fm.block, fm.points)
-            args = (to, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
+            args = (made.address, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
                     fm.block)  # fmt: skip
-        else:
-            is_last = fm.axis == len(form.shape) - 1
-            if not is_last:  # points on both sides: features go last, then where they belong
-                to = self.temporary(f"{value.name}.tokens", 4 * made.size)
-            kernel = convert.Transpose("tokens", lanes)
-            args = (to, fm.points * fm.features, fm.features, *form.strides(),
-                    fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
-        detail = f"layout of {value.name}"
-        self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
-        if to != made.ref:
+            detail = f"layout of {value.name}"
+            self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
+        elif fm.axis == len(form.shape) - 1:
+            self.to_tokens(form, made.ref, fm.features)
+        else:  # points on both sides: features go last, then where they belong
+            tokens = self.temporary(f"{value.name}.tokens", 4 * made.size)
+            self.to_tokens(form, tokens, fm.features)
             shape = (before, fm.images * fm.points // before, fm.features)
-            self.copy_permuted(Stored(to, shape, "float32"), (0, 2, 1), made)
+            self.copy_permuted(Stored(tokens, shape, "float32"), (0, 2, 1), made)
         return made
+
+    def to_tokens(self, form: Stored, to: Ref, total: int) -> None:
+        """Copy `form` to row-major [images, points, total] memory, from the feature at `to` on."""
+        fm = form.fm
+        kernel = convert.Transpose("tokens", self.target.lanes)
+        args = (to, fm.points * total, total, *form.strides(), fm.tiles, fm.features, fm.points,
+                fm.block)  # fmt: skip
+        detail = f"layout of {to.buffer}"
+        self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
 
     def to_feature(
         self, value: ir.Value, form: Stored, axis: int, is_planar: bool = False
@@ -391,6 +408,16 @@ class Builder:
         kernel = convert.Copy("neither", self.target.lanes)
         args = (*to.strides(), *source.strides(), fm.tiles, fm.features, fm.points, fm.block)
         self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail="copy")
+
+
+def _sum(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """One layer of two parts that hold different rows of its weight."""
+    total = a["macs"] + b["macs"]
+    share = {k: (a[k] * a["macs"] + b[k] * b["macs"]) / total for k in ("density", "estimate")}
+    rows = a["weight"][0] + b["weight"][0]
+    formats = dict.fromkeys((*a["format"].split("+"), b["format"]))
+    both = {"weight": [rows, *a["weight"][1:]], "format": "+".join(formats), "macs": total}
+    return {**a, **share, **both}
 
 
 def split_points(shape: Sequence[int], axis: int) -> tuple[int, int]:

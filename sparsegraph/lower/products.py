@@ -13,10 +13,12 @@ from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import Window, step_of, tables
 from sparsegraph.lower.movement import emit_call
-from sparsegraph.program import Arg, Scratch
+from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import Product
-from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.layout import FeatureMajor, blocked
+
+_PART = 48  # rows; groups of 2, 3 and 4 rows and whole cache lines of the result fit
 
 
 def lower_matmul(b: Builder, node: ir.Node) -> None:
@@ -180,8 +182,38 @@ def emit_product(
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
     if len(region.operands) > 3:
         region = regions.Region(("arg", 0), (), (), result, ())
+    nodes = [*nodes, *region.nodes]
+    if window is None and not region.operands and b.is_row_output(region.result, layout.axis):
+        _product_to_rows(b, nodes, x, weight, bias, region, layout)
+        return
     to = b.new_feature(region.result, layout)
-    step_product(b, [*nodes, *region.nodes], x, weight, bias, to, window, region)
+    step_product(b, nodes, x, weight, bias, to, window, region)
+
+
+def _product_to_rows(
+    b: Builder,
+    nodes: list[ir.Node],
+    x: Stored,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    region: regions.Region,
+    layout: FeatureMajor,
+) -> None:
+    """A product that nothing but the caller reads, in parts of which a tile stays in the cache.
+
+    Each part is a product of some rows of the weight and the layout change behind it.
+    """
+    to, n = b.new_row(region.result), len(weight)
+    fm = blocked(layout.images, n, layout.points, layout.axis, b.target)
+    most = max(_PART, b.target.l2_bytes // 2 // (4 * fm.row) // _PART * _PART)
+    parts = -(-n // most)
+    size = -(-n // (parts * _PART)) * _PART
+    for first in range(0, n, size):
+        rows = slice(first, min(n, first + size))
+        part = b.part_of(region.result, layout, rows.stop - first)
+        one = None if bias is None else bias[rows]
+        step_product(b, nodes, x, weight[rows], one, part, None, region)
+        b.to_tokens(part, Ref(to.ref.buffer, to.ref.offset + first), n)
 
 
 def _absorb_bias(
