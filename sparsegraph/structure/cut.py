@@ -27,6 +27,7 @@ class Cut:
     analysis: Analysis
     gone: NDArray[np.bool_]
     names: set[str]
+    came_from: dict[ir.Value, str] = field(default_factory=dict)
     _made: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def keep(self, axis: Axis, size: int) -> NDArray[np.bool_]:
@@ -72,9 +73,10 @@ class Cut:
             n += 1
             name = f"{old.name}_cut{n}"
         self.names.add(name)
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value = ir.val(name, const_value=ir.tensor(np.array(array, order="C"), name=name))
         value.metadata_props.update(old.metadata_props)
         value.metadata_props[FROM] = ",".join(origin(old))
+        self.came_from[value] = self.came_from.get(old, str(old.name))
         self.analysis.graph.register_initializer(value)
         return value
 
@@ -135,13 +137,15 @@ def _cut_constant(cut: Cut, node: ir.Node, at: int, axes: Sequence[Axis]) -> Non
 
 
 def _rename(graph: ir.Graph, cut: Cut) -> None:
-    """Let a constant have the old name when nothing else needs that any more."""
-    for old, _ in list(cut._made):
-        made = [new for (source, _), new in cut._made.items() if source is old]
-        name = str(old.name)
-        if name in graph.initializers or len(made) != 1 or made[0].name not in graph.initializers:
+    """Let a constant have the name that it came from when nothing else needs that any more."""
+    heirs: dict[str, list[ir.Value]] = {}
+    for new, name in cut.came_from.items():
+        if new.name in graph.initializers:
+            heirs.setdefault(name, []).append(new)
+    for name, values in heirs.items():
+        if name in graph.initializers or len(values) != 1:
             continue
-        (new,) = made
+        (new,) = values
         del graph.initializers[str(new.name)]
         new.name = name
         assert new.const_value is not None

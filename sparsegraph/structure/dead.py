@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparsegraph.graph import (
     all_names,
+    float_attribute,
     is_constant,
     is_op,
     remove_dead,
@@ -156,12 +157,25 @@ def _move_constants(model: ir.Model, found: Search, gone: Mask) -> bool:
         change = reading.known[going] @ reading.gain[going]
         layer = layers.get(node)
         bias = layer.bias() if layer is not None else None
-        if bias is not None:
-            bias.add(change, f"{node.name}.bias", model.graph)
+        if bias is None:
+            _add_behind(model.graph, node, change * float_attribute(node, "alpha", 1.0))
+        elif bias.value is None:
+            _give_bias(model.graph, node, change / bias.scale)
         else:
-            _add_behind(model.graph, node, change)
+            bias.add(change, f"{node.name}.bias", model.graph)
         n_moved += 1
     return n_moved > 0
+
+
+def _give_bias(graph: ir.Graph, node: ir.Node, change: NDArray[np.float64]) -> None:
+    dtype = node.outputs[0].dtype
+    assert dtype is not None
+    build = Builder(graph, all_names(graph), str(node.name or node.op_type))
+    bias = build.constant(change.astype(dtype.numpy()), f"{build.hint}.bias")
+    graph.register_initializer(bias)
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, bias)
 
 
 def _add_behind(graph: ir.Graph, node: ir.Node, change: NDArray[np.float64]) -> None:
@@ -247,7 +261,7 @@ def bypass(model: ir.Model, knowns: Knowns) -> list[Removal]:
                 continue
             build = Builder(graph, names, str(value.name))
             if not _drop_zero(graph, node, at, known, build):
-                array = np.ascontiguousarray(known).astype(value.dtype.numpy())
+                array = known.astype(value.dtype.numpy())
                 fixed = build.constant(array, f"{value.name}_known")
                 graph.register_initializer(fixed)
                 node.replace_input_with(at, fixed)

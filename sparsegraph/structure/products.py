@@ -246,12 +246,11 @@ def silent_product(node: ir.Node, at: int) -> Mask | None:
 
 
 def fold_product(node: ir.Node, at: int) -> Array | str:
-    """A constant feature adds its row of the weight."""
+    """A constant feature adds its row of the weight (before the scale alpha of Gemm)."""
     weight = _rows(node, at)
     if weight is None or weight.ndim != 2 or at != 0:
         return "its other operand is no constant matrix"
-    scale = float_attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
-    return scale * weight.astype(np.float64)
+    return weight.astype(np.float64)
 
 
 def _rows(node: ir.Node, at: int) -> np.ndarray | None:
