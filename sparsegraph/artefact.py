@@ -1,8 +1,9 @@
 """Write a `Plan` as an artefact: a folder that runs without a compiler, TVM or Python.
 
-    model.so         kernels, driver and runtime, with the C interface of runtime.h
+    model.so         kernels, driver and runtime, with the C interface of runtime.h; other targets
+                     get a WebAssembly module or C files (targets/bundle.py)
     weights.bin      weights, each on a cache line, stored once per content
-    runtime.h        the C interface
+    runtime.h        the C interface, with main.c, an example, and its CMakeLists.txt
     fallback_0.onnx  a segment that ONNX Runtime runs, if there are any
     manifest.json    what the artefact is, with the SHA-256 of every other member
     manifest.sha256  the checksum of the manifest, in the form of `sha256sum`
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sparsegraph import memory, runtime
 from sparsegraph.errors import UsageError, message
 from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
-from sparsegraph.targets import driver, emit, link
+from sparsegraph.targets import bundle, driver, emit, link
 from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.target import Target
 
@@ -41,7 +42,6 @@ Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 Check = Callable[[Path], Mapping[str, JsonValue]]
 
 _ALIGNMENT = 64
-_SOURCES = Path(driver.__file__).parent
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -171,7 +171,6 @@ def write(
         segments, n_weight_bytes = _place(plan, folder / runtime.WEIGHTS)
         _build_library(segments, n_weight_bytes, target, folder, progress or _silent)
         _write_fallbacks(plan, folder)
-        shutil.copyfile(_SOURCES / "runtime.h", folder / runtime.HEADER)
         manifest = _manifest(plan, segments, target, meta, _members(folder))
         _write_manifest(manifest, folder)
         if check is not None:
@@ -239,13 +238,16 @@ def _build_library(
 ) -> None:
     if not segments:
         return
-    kernels = driver.unique_kernels([s.program for s in segments])
+    kernels = list(driver.unique_kernels([s.program for s in segments]).values())
     with tempfile.TemporaryDirectory() as temporary:
         text = Path(temporary, "driver.c")
         text.write_text(driver.generate(segments, n_weight_bytes))
-        objects = _compile(list(kernels.values()), target, Path(temporary), progress)
-        sources = [_SOURCES / "runtime.c", _SOURCES / "pool.c", text]
-        link.shared_library(objects, sources, target, folder / runtime.LIBRARY)
+        if target.output == "c":
+            bundle.write_source(kernels, text, target, folder, folder / runtime.WEIGHTS)
+            return
+        objects = _compile(kernels, target, Path(temporary), progress)
+        write = bundle.write_wasm if target.output == "wasm" else bundle.write_library
+        write(objects, text, target, folder)
 
 
 def _compile(
@@ -392,6 +394,8 @@ def _version(package: str) -> str:
 
 
 def _compiler_version(target: Target) -> str:
+    if target.output == "c":
+        return "none"
     command = [*link.driver(target), "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout.splitlines() or ["unknown"])[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sparsegraph.targets as known
 from sparsegraph.errors import UnsupportedError
+from sparsegraph.targets.target import Target
 
 _TOOLS = ("sparsegraph", "onnxruntime", "onnx", "onnx-ir", "apache-tvm", "numpy")
 
@@ -52,7 +53,7 @@ def targets() -> list[TargetRow]:
             l1_bytes=t.l1_bytes,
             l2_bytes=t.l2_bytes,
             features=t.features,
-            linker=_installed(t.linker),
+            linker=_linker(t),
             emulator=_installed(t.emulator[:1]),
             packages=t.packages,
             runs_here=known.runs_here(t),
@@ -60,6 +61,15 @@ def targets() -> list[TargetRow]:
         )
         for t in known.KNOWN.values()
     ]
+
+
+def _linker(target: Target) -> str:
+    """What links for the target here, or nothing; C source needs no linker."""
+    if target.output == "c":
+        return "none needed"
+    if target.output == "wasm":
+        return target.linker[0] if all(map(shutil.which, target.linker)) else ""
+    return _installed(target.linker)
 
 
 def _installed(commands: Sequence[str]) -> str:

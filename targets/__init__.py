@@ -3,12 +3,12 @@
 import platform
 from pathlib import Path
 
-from sparsegraph.targets import aarch64, arm, riscv, x86
+from sparsegraph.targets import aarch64, arm, riscv, source, wasm, x86
 from sparsegraph.targets.target import Target, parse
 
 from sparsegraph.errors import UnsupportedError, message
 
-FAMILIES = (x86, aarch64, arm, riscv)
+FAMILIES = (x86, aarch64, arm, riscv, wasm, source)
 KNOWN: dict[str, Target] = {t.name: t for family in FAMILIES for t in family.TARGETS}
 
 

@@ -37,5 +37,8 @@ typedef void sg_work(const void *argument, sg_pool *pool, int32_t thread, int32_
 void sg_pool_run(sg_pool *pool, sg_work *work, const void *argument);
 /* Returns when all threads of the pool have called it. */
 void sg_pool_barrier(sg_pool *pool);
+int32_t sg_pool_threads(sg_pool *pool); /* NULL: 1 */
+
+double sg_now(void); /* seconds since any moment; 0 where there is no clock */
 
 #endif

@@ -225,27 +225,40 @@ def _passes() -> list[Any]:
         s_tir.CompactBufferAllocation(), s_tir.LowerMatchBuffer(), s_tir.StmtSimplify(),
         s_tir.LowerOpaqueBlock(),
         tir.FlattenBuffer(), tir.NarrowDataType(32), tir.VectorizeLoop(), tir.UnrollLoop(),
-        tir.StmtSimplify(), tir.RemoveNoOp(), tir.LowerIntrin(),
+        tir.StmtSimplify(), tir.RemoveNoOp(),
     ]  # fmt: skip
 
 
-def _llvm(target: Target) -> Any:
+def _machine(target: Target) -> Any:
+    """TVM's own description of the target."""
+    if target.output == "c":
+        return tvm.target.Target({"kind": "c"})
     attributes = [f"+{f}" for f in (*target.code_features, *target.extra_features)]
     options: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
     if attributes:
         options["mattr"] = attributes
     if target.abi:
         options["mfloat-abi" if target.abi == "hard" else "mabi"] = target.abi
+    if target.output == "wasm":
+        options["vector-width"] = 32 * target.lanes
     return tvm.target.Target(options)
+
+
+def lowered(functions: dict[str, Any], target: Target) -> Any:
+    """The module of all `functions` (name -> PrimFunc) as loops, scalars and vectors."""
+    machine = _machine(target)
+    module = tvm.tirx.transform.BindTarget(machine)(tvm.IRModule(functions))
+    with machine, tvm.transform.PassContext(opt_level=3):
+        for step in _passes():
+            module = step(module)
+    return module
 
 
 def compile_module(functions: dict[str, Any], target: Target) -> Any:
     """LLVM module of all `functions` (name -> PrimFunc)."""
-    llvm = _llvm(target)
-    module = tvm.tirx.transform.BindTarget(llvm)(tvm.IRModule(functions))
+    llvm, module = _machine(target), lowered(functions, target)
     with llvm, tvm.transform.PassContext(opt_level=3):
-        for step in _passes():
-            module = step(module)
+        module = tvm.tirx.transform.LowerIntrin()(module)
         return tvm.get_global_func("target.build.llvm")(module, llvm)
 
 

@@ -1,4 +1,5 @@
-/* Threads that do the same work side by side: between two works they wait at a barrier. */
+/* Threads that do the same work side by side: between two works they wait at a barrier. And the
+ * clock: all that the runtime takes from a POSIX system. `bare.c` replaces it where there is none. */
 #define _POSIX_C_SOURCE 200809L
 #include "driver.h"
 
@@ -7,6 +8,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum {
     LINE = 64,    /* bytes of a cache line */
@@ -98,6 +100,8 @@ void sg_pool_run(sg_pool *pool, sg_work *work, const void *argument)
     pthread_mutex_unlock(&pool->turn);
 }
 
+int32_t sg_pool_threads(sg_pool *pool) { return pool ? atomic_load(&pool->n_threads) : 1; }
+
 /* Workers leave signals to the threads of the program. */
 static int start_worker(sg_worker *worker)
 {
@@ -152,4 +156,11 @@ void sg_pool_destroy(sg_pool *pool)
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
+}
+
+double sg_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

@@ -1,9 +1,11 @@
 /* Runs a compiled model on raw files: the C interface in use, and the test of cross targets.
  *
- *     cc -std=c11 runner.c -I model.sg -L model.sg -l:model.so -Wl,-rpath,'$ORIGIN/model.sg' -o run
- *     ./run model.sg/weights.bin THREADS input_0.bin ... output_0.bin ...
+ *     ./example weights.bin THREADS input_0.bin ... output_0.bin ...
  *
- * For models that are one segment. Files hold contiguous little-endian values.
+ * For models that are one segment. Files hold contiguous little-endian values. CMakeLists.txt
+ * beside this file builds it; without CMake, for a shared library:
+ *
+ *     cc -std=c11 main.c -I. -L. -l:model.so -Wl,-rpath,'$ORIGIN' -o example
  */
 #include "runtime.h"
 
@@ -60,15 +62,26 @@ int main(int argc, char **argv)
     sg_pool *pool = NULL;
     int32_t n_threads = atoi(argv[2]);
     int32_t status = sg_pool_create(n_threads, &pool);
-    if (status == SG_OK) {
-        void *weights = memory(argv[1], sg_weights_bytes());
-        void *workspace = memory(NULL, sg_workspace_bytes(0, n_threads));
-        status = sg_run(0, weights, workspace, inputs, outputs, pool);
-        sg_pool_destroy(pool);
-    }
     if (status != SG_OK)
         stop("cannot run:", sg_status_text(status));
+    int64_t n_weights = sg_weights_bytes(), n_workspace = sg_workspace_bytes(0, n_threads);
+    void *weights = memory(argv[1], n_weights), *workspace = memory(NULL, n_workspace);
+    sg_instance model;
+    status = sg_init(&model, weights, n_weights, workspace, n_workspace);
+    if (status == SG_OK)
+        status = sg_instance_run(&model, inputs, outputs, pool);
+    if (status != SG_OK)
+        stop("cannot run:", sg_last_error(&model));
+    sg_pool_destroy(pool);
+    free(weights);
+    free(workspace);
     for (int32_t i = 0; i < n_outputs; i++)
         save(output_paths[i], outputs[i], sg_output(0, i)->n_bytes);
+    for (int32_t i = 0; i < n_inputs; i++)
+        free((void *)inputs[i]);
+    for (int32_t i = 0; i < n_outputs; i++)
+        free(outputs[i]);
+    free(inputs);
+    free(outputs);
     return 0;
 }

@@ -4,11 +4,9 @@
  * barrier separates the steps. Shares depend on the number of items and threads alone, and an item
  * is computed by one thread, so results do not depend on timing or on the number of threads.
  */
-#define _POSIX_C_SOURCE 200809L
 #include "driver.h"
 
 #include <stddef.h>
-#include <time.h>
 
 enum { LINE = 64 }; /* bytes of a cache line */
 
@@ -17,13 +15,6 @@ typedef struct {
     sg_call call;
     double *seconds; /* per step, or NULL */
 } sg_job;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* First item of a thread; a single item belongs to thread 0. */
 static int32_t share(int64_t items, int32_t thread, int32_t n_threads)
@@ -35,7 +26,7 @@ static int32_t share(int64_t items, int32_t thread, int32_t n_threads)
 static double lap(double *start)
 {
     double before = *start;
-    *start = now();
+    *start = sg_now();
     return *start - before;
 }
 
@@ -43,7 +34,7 @@ static double lap(double *start)
 static void run_chain(const sg_call *call, const sg_step *steps, int32_t begin, int32_t end,
                       double *seconds)
 {
-    double start = seconds ? now() : 0;
+    double start = seconds ? sg_now() : 0;
     for (int32_t item = begin; item < end; item++)
         for (int32_t i = 0; i < steps->chain; i++) {
             steps[i].run(call, item, item + 1);
@@ -65,7 +56,7 @@ static void run_steps(const void *argument, sg_pool *pool, int32_t thread, int32
         const sg_step *step = &segment->steps[i];
         const int32_t begin = share(step->items, thread, n_threads);
         const int32_t end = share(step->items, thread + 1, n_threads);
-        double start = seconds ? now() : 0;
+        double start = seconds ? sg_now() : 0;
         length = step->chain;
         if (length > 1)
             run_chain(&call, step, begin, end, seconds ? seconds + i : NULL);

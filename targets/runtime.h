@@ -18,7 +18,11 @@
 #include <stdint.h>
 
 #define SG_ABI 1
+#if defined(__GNUC__)
 #define SG_API __attribute__((visibility("default")))
+#else
+#define SG_API
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -61,6 +65,31 @@ SG_API int32_t sg_run(int32_t segment, const void *weights, void *workspace,
 SG_API int32_t sg_profile(int32_t segment, const void *weights, void *workspace,
                           const void *const *inputs, void *const *outputs, sg_pool *pool,
                           double *seconds);
+
+/* A model of one segment with its weights and workspace; all memory is the caller's. Every instance
+ * has a workspace of its own; instances may share weights, and run at the same time.
+ *
+ *     sg_instance model;
+ *     if (sg_init(&model, weights, n_weights, workspace, n_workspace) ||
+ *         sg_instance_run(&model, inputs, outputs, NULL))
+ *         puts(sg_last_error(&model));
+ */
+typedef struct {
+    const void *weights; /* NULL until sg_init succeeded */
+    void *workspace;
+    int32_t n_threads; /* most threads that the workspace has room for */
+    const char *error;
+} sg_instance;
+
+/* SG_BAD_ARGUMENT if a pointer is NULL, the weights are not this model's size or not aligned to 64
+ * bytes, or the workspace is smaller than sg_workspace_bytes(0, 1). */
+SG_API int32_t sg_init(sg_instance *instance, const void *weights, int64_t weights_bytes,
+                       void *workspace, int64_t workspace_bytes);
+/* As sg_run; `pool` NULL or of at most as many threads as the workspace has room for. */
+SG_API int32_t sg_instance_run(sg_instance *instance, const void *const *inputs,
+                               void *const *outputs, sg_pool *pool);
+/* Why the last call with this instance failed; "ok" if it did not. */
+SG_API const char *sg_last_error(const sg_instance *instance);
 
 #ifdef __cplusplus
 }

@@ -57,7 +57,8 @@ class Target:
         n_registers: vector registers (for lanes = 1: floating-point registers).
         l1_bytes: level 1 data cache of one core.
         l2_bytes: level 2 cache of one core.
-        linker: candidate C compiler drivers that link for this machine, best first.
+        linker: candidate C compiler drivers that link for this machine, best first; for a module
+            all the commands that are needed.
         emulator: command that runs a program of this machine elsewhere, or empty.
         code_features: features that LLVM has to be told beside `cpu`, for families whose
             processor names leave them open.
@@ -104,7 +105,8 @@ class Target:
     @property
     def packages(self) -> tuple[str, ...]:
         """Debian packages that link for this machine and run its programs elsewhere."""
-        tools = (*self.linker[:1], *self.emulator[:1])
+        linker = self.linker if self.output == "wasm" else self.linker[:1]
+        tools = (*linker, *self.emulator[:1])
         return tuple(dict.fromkeys(PACKAGES[tool] for tool in tools))
 
     def __str__(self) -> str:

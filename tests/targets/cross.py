@@ -14,7 +14,8 @@ from benchmarks import zoo
 from sparsegraph import targets, verify
 from sparsegraph.compile import Compiled, compile, load
 
-RUNNER = Path(link.__file__).parent / "runner.c"
+STRICT = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+MODULE_RUNNER = Path(__file__).with_name("run_module.mjs")
 MODELS: dict[str, dict[str, int]] = {
     "digits_cnn": {},
     "mobilenet_v1": {"size": 96},
@@ -38,19 +39,30 @@ def require_for(target: Target) -> None:
 
 
 def build_runner(target: Target, model: Path) -> Path:
-    """The C runner, linked with the artefact as a user would."""
+    """The example of the bundle, linked with its library as a user would."""
     path = model.parent / f"run_{model.name}"
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{model}", f"-L{model}"]
     rpath = f"-Wl,-rpath,$ORIGIN/{model.name}"
-    command = [*link.driver(target), *flags, RUNNER, "-l:model.so", rpath, "-o", path]
-    subprocess.run(command, check=True)
+    command = [*link.driver(target), *STRICT, f"-L{model}", model / "main.c", "-l:model.so", rpath]
+    subprocess.run([*command, "-o", path], check=True)
+    return path
+
+
+def build_source(model: Path, compiler: str, *flags: str) -> Path:
+    """The example of a bundle of C files, built with `compiler` and everything as an error."""
+    path = model.parent / f"run_{compiler}_{model.name}"
+    files = [str(f) for f in sorted(model.glob("*.c"))]
+    subprocess.run([compiler, *STRICT, *flags, *files, "-lm", "-o", path], check=True)
     return path
 
 
 def run(target: Target, program: Path, *args: object) -> subprocess.CompletedProcess[str]:
     emulator = () if targets.runs_here(target) else target.emulator
-    command = [*emulator, program, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return execute(*emulator, program, *args)
+
+
+def execute(*command: object) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
 
 
 class Case:
@@ -68,12 +80,12 @@ class Case:
         """The model for `target`, entirely native."""
         return compile(self.proto, target, output=path, check=False, fallback=False)
 
-    def check(self, compiled: Compiled, folder: Path, target: Target, program: Path) -> None:
-        """Run `program` on the feeds (files in `folder`) and compare the outputs."""
+    def check(self, compiled: Compiled, *command: object) -> None:
+        """Run `command INPUTS... OUTPUTS...` on the feeds and compare what it writes."""
+        folder = compiled.path.parent
         inputs = self.write_inputs(compiled, folder)
         outputs = [folder / f"out_{record.name}" for record in compiled.manifest.outputs]
-        weights = compiled.path / "weights.bin"
-        done = run(target, program, weights, 1, *inputs, *outputs)
+        done = execute(*command, *inputs, *outputs)
         assert done.returncode == 0, done.stderr
         self.compare(compiled, outputs)
 

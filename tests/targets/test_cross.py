@@ -30,4 +30,6 @@ def test_models_equal_onnx_runtime(model: str, density: float, name: str, tmp_pa
     cross.require_for(target)
     case = cross.Case(model, density)
     compiled = case.compile(target, tmp_path / "m.sg")
-    case.check(compiled, tmp_path, target, cross.build_runner(target, compiled.path))
+    program = cross.build_runner(target, compiled.path)
+    emulator = () if targets.runs_here(target) else target.emulator
+    case.check(compiled, *emulator, program, compiled.path / "weights.bin", 1)

@@ -1,0 +1,70 @@
+"""What a bundle holds beside weights and manifest: library, module or source, and how to use it.
+
+library    model.so                                   runtime.h  main.c  CMakeLists.txt
+wasm       model.wasm  model.mjs  model.d.mts
+c          kernels.c  driver.c  the runtime's files   runtime.h  main.c  CMakeLists.txt  weights.c
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsegraph.targets import c_source, link
+from sparsegraph.targets.kernel import Kernel
+from sparsegraph.targets.target import Target
+
+SOURCES = Path(__file__).parent
+LIBRARY, MODULE = "model.so", "model.wasm"
+RUNTIME = ("runtime.c", "pool.c", "instance.c")
+BARE_RUNTIME = ("runtime.c", "bare.c", "instance.c")
+ARRAY_LIMIT = 8 << 20  # bytes of weights as a C array: larger ones take compilers gigabytes
+
+_CMAKE = """cmake_minimum_required(VERSION 3.13)
+project(model C)
+set(CMAKE_C_STANDARD 11)
+{library}
+add_executable(example main.c)
+target_link_libraries(example PRIVATE model)
+"""
+_SHARED = """add_library(model SHARED IMPORTED)
+set_target_properties(model PROPERTIES
+    IMPORTED_LOCATION ${CMAKE_CURRENT_LIST_DIR}/model.so IMPORTED_NO_SONAME TRUE
+    INTERFACE_INCLUDE_DIRECTORIES ${CMAKE_CURRENT_LIST_DIR})"""
+_STATIC = """add_library(model STATIC {files})
+target_include_directories(model PUBLIC ${{CMAKE_CURRENT_LIST_DIR}})
+target_link_libraries(model PUBLIC m)"""
+
+
+def write_library(objects: Sequence[Path], driver: Path, target: Target, folder: Path) -> None:
+    """The shared library, and an example that uses it."""
+    sources = [*(SOURCES / name for name in RUNTIME), driver]
+    link.shared_library(objects, sources, target, folder / LIBRARY)
+    _write_example(folder, _SHARED)
+
+
+def write_wasm(objects: Sequence[Path], driver: Path, target: Target, folder: Path) -> None:
+    """The module and its loader."""
+    sources = [*(SOURCES / name for name in (*BARE_RUNTIME, "bare_memory.c")), driver]
+    link.wasm_module(objects, sources, target, folder / MODULE)
+    for name in ("model.mjs", "model.d.mts"):
+        shutil.copyfile(SOURCES / name, folder / name)
+
+
+def write_source(
+    kernels: Sequence[Kernel], driver: Path, target: Target, folder: Path, weights: Path
+) -> None:
+    """C files that build without anything else; small weights also as an array."""
+    files = ["kernels.c", "driver.c", *BARE_RUNTIME]
+    (folder / "kernels.c").write_text(c_source.kernels_text(kernels, target))
+    shutil.copyfile(driver, folder / "driver.c")
+    for name in (*BARE_RUNTIME, "driver.h", "portable.h"):
+        shutil.copyfile(SOURCES / name, folder / name)
+    if weights.stat().st_size <= ARRAY_LIMIT:
+        (folder / "weights.c").write_text(c_source.array_text("sg_weights", weights.read_bytes()))
+    _write_example(folder, _STATIC.format(files=" ".join(files)))
+
+
+def _write_example(folder: Path, library: str) -> None:
+    (folder / "CMakeLists.txt").write_text(_CMAKE.format(library=library))
+    shutil.copyfile(SOURCES / "runner.c", folder / "main.c")
+    shutil.copyfile(SOURCES / "runtime.h", folder / "runtime.h")

@@ -1,0 +1,22 @@
+"""WebAssembly with 128-bit SIMD: a module and a JavaScript loader, for browsers and Node."""
+
+from sparsegraph.targets.target import Feature, Target
+
+SIMD = Target(
+    name="wasm",
+    arch="wasm32",
+    triple="wasm32-unknown-unknown",
+    cpu="generic",
+    features=("simd128",),
+    lanes=4,
+    n_registers=16,  # of the x86-64 and Arm machines below the engine, the fewest
+    l1_bytes=32 << 10,
+    l2_bytes=256 << 10,
+    linker=("clang", "wasm-ld"),
+    emulator=("node",),
+    code_features=("simd128",),
+    known_features=(Feature("simd128"),),
+    output="wasm",
+)
+
+TARGETS = [SIMD]
