@@ -33,12 +33,17 @@ def fallbacks(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def why_dense(layer: Mapping[str, Any]) -> str:
-    """Why a layer of the plan is dense; empty if it is not."""
-    if layer["format"] != "dense":
+    """Why a layer of the plan is dense, and how; empty if it is not."""
+    fast = [part for part in layer["format"].split("+") if part.startswith("winograd-")]
+    if not fast and layer["format"] != "dense":
         return ""
+    reason = f"density {layer['density']:.2f} is above break-even {layer['break_even']:.2f}"
     if layer["density"] == 1:
-        return "no zeros"
-    return f"density {layer['density']:.2f} is above break-even {layer['break_even']:.2f}"
+        reason = "no zeros"
+    for part in fast:
+        m = int(part.removeprefix("winograd-"))
+        reason += f"; Winograd F({m},3), weights {(m + 2) ** 2 / 9:.1f} times as large"
+    return reason
 
 
 def proof(manifest: Manifest) -> str:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from sparsegraph import formats
 from sparsegraph.graph import attribute, constant, float_attribute, int_attribute, ints_attribute
-from sparsegraph.lower import regions, single_point
+from sparsegraph.lower import regions, single_point, winograd
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
@@ -258,6 +258,13 @@ def step_product(
         density, vectors, columns, target,
         taps=taps, row=min(row, y.block + 16), rows=len(weight), is_gathered=step is not None,
     )  # fmt: skip
+    if window is not None and x.fm.is_planar:
+        fast = winograd.fastest(window, weight.shape[1], len(weight), target)
+        if fast is not None and fast.cost < choice.cost:
+            winograd.step_winograd(b, nodes, x, weight, bias, to, window, region, fast)
+            macs = weight.size * y.images * y.points
+            b.describe(nodes[0], weight.shape, density, winograd.instead_of(choice, fast), macs)
+            return
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
     if choice.weight == "dense" and step is None and single_point.fits(x, to, region):

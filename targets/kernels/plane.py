@@ -58,6 +58,10 @@ class Plane:
             store(a["scratch"], splat(const(0.0), lanes), end + v * lanes, lanes)
         self._send(bind(a["tiles"] - self.tile.get()))
 
+    def finish(self, value: Expr, tile: Expr, point: Expr) -> Expr:
+        """What leaves instead of `value`, the vector at `point` of a tile."""
+        return value
+
     def _send(self, tiles: Expr) -> None:
         a, lanes = self.a, self.lanes
         vectors, first = bind(divide(a["block"], lanes)), bind(self.tile.get())
@@ -65,5 +69,6 @@ class Plane:
             source = bind(self.window + tile * a["block"])
             to = bind(self.to + (first + tile) * a["y_tile"])
             with loop(0, vectors) as v:
-                store(a["y"], load(a["scratch"], source + v * lanes, lanes), to + v * lanes, lanes)
+                value = load(a["scratch"], source + v * lanes, lanes)
+                store(a["y"], self.finish(value, first + tile, v * lanes), to + v * lanes, lanes)
         self.tile.set(first + tiles)

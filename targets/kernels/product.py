@@ -38,6 +38,8 @@ class Product:
         gather: None for a matrix product; of a convolution how it gathers (`gather.Gather.step`).
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         operands: per operand `same` (feature-major like y) or `feature` (one value per row).
+        batch: number of matrices of equal shape; image i takes matrix i modulo batch, one chunk of
+            the packed weights each.
     """
 
     weight: str
@@ -47,6 +49,7 @@ class Product:
     gather: int | None = None
     epilogue: expression.Tree | None = None
     operands: tuple[str, ...] = ()
+    batch: int = 1
 
     @property
     def vectors(self) -> int:
@@ -72,6 +75,7 @@ class Product:
         source = "" if self.gather is None else f"_gather{self.gather}"
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         kinds = "".join(k[0] for k in self.operands)
+        source += f"_b{self.batch}" if self.batch > 1 else ""
         return f"{kind}_f32_{self.weight}_{shape}{source}{tail}{'_' + kinds if kinds else ''}"
 
     @property
@@ -120,6 +124,8 @@ class _Emitter:
             point = bind(emit.modulo(item, per_chunk))
             self.image = bind(emit.divide(point, a["tiles"]))
             self.tile = bind(emit.modulo(point, a["tiles"]))
+            if self.spec.batch > 1:
+                chunk = bind(emit.modulo(self.image, self.spec.batch))
             for i, cursor in enumerate(self.cursors.values()):
                 cursor.set(load(a["chunks"], chunk * 5 + i))
             parts = bind(load(a["chunks"], chunk * 5 + 4))

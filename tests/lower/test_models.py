@@ -43,7 +43,8 @@ def test_pruned_model_equals_onnx_runtime(name: str, sizes: dict[str, int]) -> N
 def test_dense_model_and_threads(threads: int) -> None:
     proto = zoo.build("resnet18", size=64)
     compiled = compile(proto, check=False, fallback=False, threads=threads)
-    assert {layer["format"] for layer in compiled.manifest.layers} == {"dense"}
+    formats = {layer["format"] for layer in compiled.manifest.layers}
+    assert {"dense", "winograd-4"} <= formats <= {"dense", "winograd-2", "winograd-4"}
     feeds = zoo.feeds(proto)
     expected = verify.run_onnx(load(proto), feeds)
     names = [o.name for o in compiled.session.get_outputs()]
@@ -91,7 +92,7 @@ def test_patches_become_features(stride: int, density: float) -> None:
 
 
 def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
-    proto = zoo.build("conv", c_in=64, c_out=64, size=14)
+    proto = zoo.build("conv", c_in=64, c_out=64, size=14, stride=2)
     compiled = compile(proto, check=False)
     assert compiled.fallback_nodes
     (segment,) = compiled.manifest.segments
