@@ -205,13 +205,13 @@ def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:
         except VerifyError as error:
             refused = error
             continue
-        cases.append((feed, want, _bound(session, feed, want)))
+        cases.append((feed, want, error_bound(session, feed, want)))
     if not cases and refused is not None:
         raise refused
     return cases
 
 
-def _bound(session: Session, feed: Feed, want: Outputs) -> float:
+def error_bound(session: Session, feed: Feed, want: Outputs) -> float:
     """The tolerance, wider where the model itself amplifies last-bit changes of its inputs.
 
     Saturated softmax on large values does: reordering a sum then moves outputs by more than 1e-4

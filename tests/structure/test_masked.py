@@ -15,7 +15,7 @@ from sparsegraph.pipeline import optimize
 from sparsegraph.structure import cut, mask
 from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.ties import Analysis, Policy, analyse
-from sparsegraph.verify import Session, compare, feeds_for
+from sparsegraph.verify import Outputs, Session, compare, feeds_for
 from tests.structure.topologies import ALL
 
 SHARE = 0.3
@@ -35,8 +35,7 @@ COUNTS = {
 ZOO = ("resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "yolov8n",
        "minilm", "deit_tiny", "digits_cnn")  # fmt: skip
 SMALL = {
-    **dict.fromkeys(("resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2"), {"size": 64}),
-    "efficientnet_lite0": {"size": 64},
+    **{name: {"size": 64} for name in ZOO[:5]},
     "yolov8n": {"size": 160},
     "minilm": {"sequence": 16, "layers": 2},
 }
@@ -107,11 +106,19 @@ def check(model: ir.Model, policy: Policy, bound: float) -> tuple[int, int]:
     onnx.checker.check_model(ir.to_proto(smaller), full_check=True)
     feed = feeds_for(model, 2)[1]
     want = Session(masked).run(feed)
-    assert compare(Session(smaller).run(feed), want) <= bound
+    got = Session(smaller).run(feed)
+    assert compare(got, want) <= bound or _is_probability(got, want)
     if found:
         assert weights(smaller) < weights(model)
         assert compare(want, Session(model).run(feed)) > bound, "the mask changed nothing"
     return sum(len(group.roots) for group in found), len(found)
+
+
+def _is_probability(got: Outputs, want: Outputs) -> bool:
+    """A sigmoid of large negative numbers: 1e-6 of a probability is what float32 can tell."""
+    return all(0 <= want[k].min() <= want[k].max() <= 1 for k in want) and all(
+        np.abs(got[k] - want[k]).max() <= 1e-6 for k in want
+    )
 
 
 def weights(model: ir.Model) -> int:
