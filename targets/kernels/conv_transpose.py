@@ -1,6 +1,6 @@
-"""Transposed convolution whose windows do not overlap: a product, then this shuffle of its rows.
+"""Transposed convolution: a product with a row per phase of the result, then this shuffle.
 
-    y[o, h*rows + ky, w*columns + kx] = x[(o, ky, kx), h, w]
+    y[o, h*rows + ky, w*columns + kx] = x[(o, ky, kx), h, w]      (phase ky, kx)
 
 The same kernel is DepthToSpace; the strides of x say in which order it holds (o, ky, kx).
 """

@@ -139,10 +139,24 @@ TRANSPOSED = [
     transposed((2, 2), bias=False, strides=[2, 2]),
     transposed((3, 4), strides=[3, 4]),
     transposed((1, 1)),
-    transposed((3, 3), native=False, strides=[2, 2]),
-    transposed((2, 2), native=False, strides=[2, 2], pads=ONES),
-    transposed((2, 2), native=False, strides=[2, 2], output_padding=[1, 1]),
-]
+    transposed((3, 3), strides=[2, 2]),
+    transposed((2, 2), strides=[2, 2], pads=ONES),
+    transposed((2, 2), strides=[2, 2], output_padding=[1, 1]),
+    transposed((4, 4), strides=[2, 2], pads=ONES),
+    transposed((3, 3), strides=[2, 2], pads=ONES, output_padding=[1, 1]),
+    transposed((3, 5), strides=[1, 2], pads=[1, 2, 0, 1]),
+    transposed((5, 2), strides=[3, 3], pads=[3, 0, 4, 1]),
+    transposed((2, 3), strides=[4, 5], output_padding=[3, 1]),
+    transposed((3, 3), strides=[2, 3], dilations=[2, 3], pads=[1, 0, 2, 3]),
+    transposed((3, 2), dilations=[3, 2]),
+    transposed((3, 3), native=False, strides=[2, 2], output_shape=[14, 22]),
+    transposed((3, 3), native=False, strides=[2, 2], auto_pad="SAME_UPPER"),
+    transposed((3, 9), native=False, strides=[2, 9]),
+    Case(
+        [helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2], pads=[1, 1])],
+        (2, 3, 13), {"w": np.random.default_rng(4).standard_normal((3, 4, 4)).astype(np.float32)},
+    ),
+]  # fmt: skip
 
 
 def after_convolution(nodes: list[NodeProto], **constants: np.ndarray) -> Case:
