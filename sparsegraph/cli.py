@@ -22,6 +22,7 @@ from sparsegraph.command import (
     Shape,
     Skip,
     TargetName,
+    TargetNames,
     Threads,
 )
 from sparsegraph.console import Screen
@@ -222,7 +223,7 @@ def compile_model(
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="The artefact; model.sg by default.")
     ] = None,
-    target: TargetName = "native",
+    target: TargetNames = None,
     threads: Threads = 1,
     shape: Shape = None,
     dim: Dim = None,
@@ -237,35 +238,42 @@ def compile_model(
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Compile a model for one machine and prove it against ONNX Runtime.
+    """Compile a model for a machine and prove it against ONNX Runtime.
 
     `--dim sequence=32,64,128` makes one artefact that takes each of these shapes.
+    `--target A --target B` makes one bundle per target: model.A.sg, model.B.sg.
     """
     from sparsegraph import explain
     from sparsegraph.compile import compile as run
     from sparsegraph.compile import load
+    from sparsegraph.targets import get as get_target
 
     screen = _screen(json, html)
-    start = time.perf_counter()
-    to = to or Path(model.with_suffix(".sg").name)
-    output.check_folder(to)
+    paths = options.bundles(to or Path(model.with_suffix(".sg").name), target or ("native",))
+    for name, path in paths.items():
+        get_target(name)
+        output.check_folder(path)
     variants = options.variants(shape or (), dim or ())
-    with screen.progress() as report:
-        compiled = run(
-            model, target, shapes=variants, threads=threads, output=to, check=check,
-            fallback=fallback, keep_native=keep_native, skip=skip or (), progress=report,
-        )  # fmt: skip
-    manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
-    screen.table(f"{model.name} for {target}", explain.COLUMNS, explain.layers(manifest))
-    screen.say(explain.summary(manifest))
-    screen.say(f"wrote {to} in {time.perf_counter() - start:.1f} s")
-    screen.json(manifest)
+    manifests = []
+    for name, path in paths.items():
+        start = time.perf_counter()
+        with screen.progress() as report:
+            compiled = run(
+                model, name, shapes=variants, threads=threads, output=path, check=check,
+                fallback=fallback, keep_native=keep_native, skip=skip or (), progress=report,
+            )  # fmt: skip
+        manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
+        manifests.append(manifest)
+        screen.table(f"{model.name} for {name}", explain.COLUMNS, explain.layers(manifest))
+        screen.say(explain.summary(manifest))
+        screen.say(f"wrote {path} in {time.perf_counter() - start:.1f} s")
+    screen.json(manifests[0] if len(manifests) == 1 else manifests)
     if html is not None:
         from sparsegraph import report as page
         from sparsegraph.inspect import inspect as look
 
-        found = look(load(model, shapes=variants[0]), target)
-        _wrote(screen, html, page.of_artefact(manifest, model.name, found))
+        found = look(load(model, shapes=variants[0]), next(iter(paths)))
+        _wrote(screen, html, page.of_artefact(manifests[0], model.name, found))
 
 
 @app.command()

@@ -35,6 +35,10 @@ Shape = Annotated[
 ]
 Dim = Annotated[list[str] | None, typer.Option("--dim", help="A free dimension: batch=1.")]
 TargetName = Annotated[str, typer.Option("--target", help="A name that `targets` lists.")]
+TargetNames = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="A name that `targets` lists; several give one bundle each."),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of one run.")]
 Json = Annotated[
     str | None, typer.Option("--json", help="Also write JSON to this file; - is standard output.")

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from sparsegraph import artefact, pipeline, verify
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
-from sparsegraph.errors import VerifyError, message
+from sparsegraph.errors import UnsupportedError, VerifyError, message
 from sparsegraph.lower import partition
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
@@ -107,7 +107,7 @@ def compile(
         output: the artefact's folder; a temporary one by default.
         check: verify every pass and the artefact against ONNX Runtime.
         fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that are
-            estimated to be slower here than there.
+            estimated to be slower here than there; never for WebAssembly modules and C source.
         keep_native: never leave the whole model to ONNX Runtime.
         skip: passes to leave out.
         progress: called as progress(stage, done, total).
@@ -121,6 +121,12 @@ def compile(
     machine = get(target) if isinstance(target, str) else target
     is_here = runs_here(machine)
     several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
+    if machine.output != "library":  # there is no ONNX Runtime, and the loaders take one shape
+        fallback = False
+        if len(several) > 1:
+            fix = "compile one bundle per shape"
+            found = f"{len(several)} shapes"
+            raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
     models, plans, records = [], [], []
     for one in several:
         report("capture", 0, 1)

@@ -55,6 +55,15 @@ def _share(text: str, share: str) -> float:
         raise UsageError(message("--keep", text, f"'{share}'", "a number", fix)) from error
 
 
+def bundles(path: Path, targets: Sequence[str]) -> dict[str, Path]:
+    """Where the bundle of each target goes: `path`, or model.A.sg and model.B.sg beside it."""
+    names = list(dict.fromkeys(targets))
+    if len(names) == 1:
+        return {names[0]: path}
+    tags = {name: name.replace(":", "-").replace(",", "-") for name in names}
+    return {name: path.with_name(f"{path.stem}.{tags[name]}{path.suffix}") for name in names}
+
+
 def read_feed(given: Sequence[str]) -> Feeds:
     """Arrays by input name from `feed.npz` and `name=array.npy`.
 

@@ -26,10 +26,9 @@ set(CMAKE_C_STANDARD 11)
 add_executable(example main.c)
 target_link_libraries(example PRIVATE model)
 """
-_SHARED = """add_library(model SHARED IMPORTED)
-set_target_properties(model PROPERTIES
-    IMPORTED_LOCATION ${CMAKE_CURRENT_LIST_DIR}/model.so IMPORTED_NO_SONAME TRUE
-    INTERFACE_INCLUDE_DIRECTORIES ${CMAKE_CURRENT_LIST_DIR})"""
+_SHARED = """add_library(model INTERFACE)
+target_include_directories(model INTERFACE ${CMAKE_CURRENT_LIST_DIR})
+target_link_libraries(model INTERFACE ${CMAKE_CURRENT_LIST_DIR}/model.so)"""
 _STATIC = """add_library(model STATIC {files})
 target_include_directories(model PUBLIC ${{CMAKE_CURRENT_LIST_DIR}})
 target_link_libraries(model PUBLIC m)"""

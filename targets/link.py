@@ -53,6 +53,7 @@ def shared_library(
         UnsupportedError: if there is no compiler or it fails (its message is kept).
     """
     flags = ["-fPIC", "-shared", "-pthread", "-Wl,--build-id=none", "-s"]
+    flags.append(f"-Wl,-soname,{output.name}")  # CMake links by -l what has no name
     _link([*driver(target), *flags], ["-lm"], objects, sources, target, output)
 
 

@@ -21,6 +21,7 @@ PACKAGES = {  # command -> Debian package
     "cc": "gcc",
     "gcc": "gcc",
     "clang": "clang",
+    "cmake": "cmake",
     "wasm-ld": "lld",
     "node": "nodejs",
     "qemu-aarch64": "qemu-user",

@@ -120,6 +120,33 @@ def test_compile_then_run_gives_the_outputs_of_onnx_runtime(model_file: Path) ->
             assert np.abs(got["y"] - want).max() <= 1e-4 * np.abs(want).max()
 
 
+def test_several_targets_give_one_bundle_each(model_file: Path) -> None:
+    names = ["native", "c11"]
+    out, _ = invoke(
+        "compile", model_file, *DIM, "--target", names[0], "--target", names[1],
+        "-o", "m.sg", "--json", "c.json",
+    )  # fmt: skip
+    assert "wrote m.native.sg" in out
+    assert Path("m.native.sg/model.so").is_file()
+    assert Path("m.c11.sg/kernels.c").is_file()
+    rows = json.loads(Path("c.json").read_text())
+    assert [row["target"]["arch"] for row in rows][1] == "c"
+    for name, row in zip(names, rows, strict=True):
+        assert row == json.loads(Path(f"m.{name}.sg/manifest.json").read_text())
+
+
+def test_an_unknown_target_stops_before_the_first_is_compiled(model_file: Path) -> None:
+    given = ("compile", model_file, *DIM, "--target", "native", "--target", "aarch65")
+    assert "write aarch64" in refused(*given, code=3)
+    assert not list(Path().glob("*.sg"))
+
+
+def test_c_source_takes_one_shape(model_file: Path) -> None:
+    given = ("compile", model_file, "--dim", "batch=1,2", "--target", "c11")
+    error = refused(*given, code=3)
+    assert "found 2 shapes, need one shape" in error
+
+
 def test_run_makes_up_inputs(artefact: Path) -> None:
     out, _ = invoke("run", artefact, "--threads", "2", "--json", "-")
     row = json.loads(out)["outputs"][0]
