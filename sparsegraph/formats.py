@@ -63,6 +63,13 @@ class Packed:
         return sum(a.nbytes for a in arrays)
 
 
+def is_shared(weight: np.ndarray) -> bool:
+    """True if neighbouring rows of `weight` [rows, ...] have nearly the same zeros."""
+    kept = weight.reshape(len(weight), -1) != 0
+    pairs = kept[: len(kept) // 2 * 2].reshape(-1, 2, kept.shape[1])
+    return bool(2 * pairs.all(1).sum() > 0.95 * pairs.sum())
+
+
 def pack_dense(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Packed:
     """Pack every value of `weight` [rows, columns]."""
     values: list[np.ndarray] = []
@@ -130,7 +137,9 @@ class _Streams:
         """Append to all streams; `columns` [quads, 4]."""
         words = columns.reshape(-1, QUAD).astype(np.int64)
         words = words[:, 0] | words[:, 1] << 16 | words[:, 2] << 32 | words[:, 3] << 48
+        parts: tuple[np.ndarray, ...]
         parts = (values.astype(np.float32).ravel(), words, runs.ravel(), slots.ravel())
+        streams: tuple[list[np.ndarray], ...]
         streams = (self.values, self.columns, self.runs, self.slots)
         for i, (stream, part) in enumerate(zip(streams, parts)):
             stream.append(part)

@@ -75,6 +75,16 @@ def test_rows_with_the_same_zeros_share_every_column() -> None:
     assert np.array_equal(formats.unpack(packed), weight)
 
 
+def test_shared_zeros_are_told_from_random_ones() -> None:
+    weight = sparse(64, 256, 0.2, 3)
+    assert not formats.is_shared(weight)
+    assert not formats.is_shared(weight.repeat(2, 0)[1:])  # pairs that start at odd rows
+    assert formats.is_shared(weight.repeat(2, 0))
+    assert formats.is_shared(weight.repeat(4, 0).reshape(256, 64, 2, 2))
+    assert formats.is_shared(np.ones((3, 5), np.float32))
+    assert not formats.is_shared(np.zeros((4, 5), np.float32))
+
+
 def test_a_reach_into_the_next_tile_makes_counts_equal() -> None:
     weight = sparse(512, 1024, 0.1, 1)
     alone, reaching = (formats.pack_coded(weight, 2, 256, reach=r) for r in (0, 128))

@@ -257,6 +257,7 @@ def step_product(
     choice = choose(
         density, vectors, columns, target,
         taps=taps, row=min(row, y.block + 16), rows=len(weight), is_gathered=step is not None,
+        is_shared=formats.is_shared(weight),
     )  # fmt: skip
     if window is not None and x.fm.is_planar:
         fast = winograd.fastest(window, weight.shape[1], len(weight), target)
@@ -306,7 +307,7 @@ def step_product(
         for value, kind in zip(region.operands, region.kinds):
             args += operand(b, value, kind, to)
     macs = weight.size * y.images * y.points
-    tiled = ("y", "x") if step is None else ("y",)
+    tiled: tuple[str, ...] = ("y", "x") if step is None else ("y",)
     tiled += tuple(f"o{i}" for i, kind in enumerate(kernel.operands) if kind == "same")
     b.step(
         kernel, args, items * len(packed.chunks), nodes, flops=int(2 * macs * density),
