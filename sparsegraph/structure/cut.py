@@ -11,6 +11,7 @@ from sparsegraph.graph import (
     all_names,
     constant,
     is_constant,
+    is_op,
     is_used,
     remove_dead,
     remove_unused_initializers,
@@ -103,20 +104,66 @@ def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> None:
         _cut_constant(cut, node, at, axes)
     for value in analysis.ties.values:
         value.shape = ir.Shape(cut.shape(value))
+    _drop_empty(graph)
     remove_dead(graph)
     remove_unused_initializers(graph)
     _rename(graph, cut)
 
 
 def fill_empty(analysis: Analysis, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The marks without one root of every axis that would become empty."""
+    """The marks without one root of every axis that would become empty.
+
+    A branch that ends in a Concat may become empty as a whole: the Concat loses that input.
+    """
     gone = gone.copy()
-    ties = analysis.ties
-    for axes in (*ties.values.values(), *ties.constants.values()):
-        for axis in axes:
-            if axis is not None and gone[analysis.roots[axis]].all():
-                gone[analysis.roots[axis][0]] = False
+    while stuck := _stuck(analysis, gone):
+        gone[stuck[0]] = False  # one by one: it may be what a Concat needs to keep
     return gone
+
+
+def _stuck(analysis: Analysis, gone: NDArray[np.bool_]) -> list[int]:
+    """A root of every axis that would be empty and must not."""
+    ties, roots = analysis.ties, analysis.roots
+    first: dict[ir.Value, int] = {}
+    for value, axes in ties.values.items():
+        empty = [axis for axis in axes if axis is not None and gone[roots[axis]].all()]
+        if empty:
+            first[value] = int(roots[empty[0]][0])
+    may_go: set[ir.Value] = set()
+    for node in reversed(list(analysis.graph)) if first else ():
+        if len(node.outputs) == 1 and node.outputs[0] in first:
+            value = node.outputs[0]
+            users = value.consumers()
+            if not value.is_graph_output() and all(_lets_go(u, first, may_go) for u in users):
+                may_go.add(value)
+    stuck = [root for value, root in first.items() if value not in may_go]
+    for (node, _), axes in ties.constants.items():
+        for axis in axes:
+            if axis is not None and gone[roots[axis]].all() and not _goes(node, may_go):
+                stuck.append(int(roots[axis][0]))
+    return stuck
+
+
+def _lets_go(user: ir.Node, first: dict[ir.Value, int], may_go: set[ir.Value]) -> bool:
+    """True when the user goes itself, or is a Concat with something left."""
+    return _goes(user, may_go) or (is_op(user, "Concat") and user.outputs[0] not in first)
+
+
+def _goes(node: ir.Node, may_go: set[ir.Value]) -> bool:
+    return all(value in may_go for value in node.outputs)
+
+
+def _drop_empty(graph: ir.Graph) -> None:
+    """Take empty inputs off every Concat."""
+    for node in graph:
+        if not is_op(node, "Concat"):
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        kept = [v for v in node.inputs if v is not None and shape_of(v)[axis] > 0]
+        if 0 < len(kept) < len(node.inputs):
+            for at, value in enumerate(kept):
+                node.replace_input_with(at, value)
+            node.resize_inputs(len(kept))
 
 
 def _moves(cut: Cut, node: ir.Node) -> bool:

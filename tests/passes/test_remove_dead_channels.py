@@ -180,6 +180,37 @@ def test_a_zero_branch_is_bypassed() -> None:
     assert set(result.model.graph.initializers) == {"w", "v"}
 
 
+@pytest.mark.parametrize("ends", ["u", "v"])
+def test_a_dead_branch_of_a_concat_goes_as_a_whole(ends: str) -> None:
+    text = """g (float[1,3,6,6] x) => (float[1,4,6,6] y) {
+        s = Conv(x, w)  a = Relu(s)  b = Conv(s, u)  r = Relu(b)  q = Conv(s, p)
+        c = Concat<axis=1>(q, r, a)  y = Conv(c, v) }"""
+    arrays = {
+        "w": weight(6, 3, 1, 1), "u": weight(5, 6, 1, 1), "p": weight(2, 6, 1, 1),
+        "v": weight(4, 13, 3, 3)[:, :, :1, :1],
+    }  # fmt: skip
+    if ends == "u":
+        arrays["u"] = np.zeros_like(arrays["u"])
+    else:
+        arrays["v"] = zeroed(arrays["v"], [2, 3, 4, 5, 6], 1)
+    result = run(STEP, text, **arrays)
+    assert result.n_applied == 5
+    assert result.counts == {"Conv": 3, "Relu": 1, "Concat": 1}
+    assert len(result.node("Concat").inputs) == 2
+    assert result.weight("v").shape == (4, 8, 1, 1)
+
+
+def test_the_last_branch_of_a_concat_keeps_one_channel() -> None:
+    text = """g (float[1,3,6,6] x) => (float[1,4,6,6] y) {
+        a = Conv(x, w)  b = Conv(x, u)  c = Concat<axis=1>(a, b)  y = Conv(c, v, d) }"""
+    result = run(
+        STEP, text, w=weight(6, 3, 1, 1), u=weight(5, 3, 1, 1), d=weight(4),
+        v=np.zeros((4, 11, 1, 1), np.float32),
+    )  # fmt: skip
+    assert result.weight("v").shape == (4, 1, 1, 1)
+    assert len(result.node("Concat").inputs) == 1
+
+
 def test_a_constant_branch_is_a_constant() -> None:
     text = """g (float[1,3,6,6] x) => (float[1,4,6,6] y) {
         s = Conv(x, w)  r = Relu(s)  b = Conv(r, zero, c)  t = Mul(s, b)  y = Conv(t, v) }"""
