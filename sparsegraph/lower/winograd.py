@@ -66,7 +66,7 @@ def _cost(m: int, window: Window, channels: int, rows: int, target: Target) -> f
     products = (m + 2) ** 2 * padded * channels * rows * slowdown
     transforms = padded * (_INPUT[m] * channels + _OUTPUT[m] * rows)
     direct = 9 * channels * rows * window.out[0] * window.out[1]
-    return (products + transforms) / direct
+    return float(products + transforms) / direct
 
 
 def instead_of(choice: Choice, fast: Fast) -> Choice:
