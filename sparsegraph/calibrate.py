@@ -146,7 +146,7 @@ class Products:
 
 
 @contextmanager
-def _session(model: ir.Model, threads: int = 0) -> Iterator[Any]:
+def session_of(model: ir.Model, threads: int = 0) -> Iterator[Any]:
     """An ONNX Runtime session; weights beyond the protobuf limit go through a temporary file."""
     import onnxruntime as ort
 
@@ -200,7 +200,7 @@ def statistics(
     moments = {name: Moments() for name in taps}
     fetched = [name for name in taps if name in known]
     feeds = list(feeds)
-    with _tapped(model, fetched), _session(model) as session:
+    with _tapped(model, fetched), session_of(model) as session:
         for done, feed in enumerate(feeds, 1):
             values = dict(zip(fetched, session.run(fetched, dict(feed)))) | dict(feed)
             for name, rows in taps.items():
@@ -243,7 +243,7 @@ class Stream:
         if stop <= self._position:
             return
         model, names = self._segment(stop)
-        with _session(model) as session:
+        with session_of(model) as session:
             inputs = [v.name for v in model.graph.inputs]
             for feed in range(len(self._states)):
                 state = self._states[feed]

@@ -40,6 +40,12 @@ class ArtefactError(SparsegraphError):
     """An artefact is damaged, modified, or made for another machine."""
 
 
+class BudgetError(SparsegraphError):
+    """A budget of time, size or quality that no choice of densities reaches."""
+
+    exit_code = 5
+
+
 def message(what: str, name: str, found: object, need: object, fix: str) -> str:
     """The one form of every error text."""
     return f"{what} '{name}': found {found}, need {need}. Fix: {fix}"

@@ -208,13 +208,13 @@ def always_dense(layer: Layer) -> str:
 def _row(layer: Layer, target: Target, impose: float | None, skipped: dict[str, str]) -> LayerRow:
     pattern = analyze(layer.matrix(), zero=layer.zero())
     never = always_dense(layer)
-    form, break_even, speedup = _gain(layer, pattern.density, target)
+    form, break_even, speedup = gain(layer, pattern.density, target)
     reason = never or (_why_dense(pattern, break_even) if form == "dense" else "")
     what_if, why = None, ""
     if impose is not None:
         why = never or skipped.get(layer.name, "")
         density = pattern.density if why else min(pattern.density, 1 - impose)
-        what_if = 1.0 if never else _gain(layer, density, target)[2]
+        what_if = 1.0 if never else gain(layer, density, target)[2]
     return LayerRow(
         node=layer.name,
         op=layer.node.op_type,
@@ -247,7 +247,7 @@ def _grid(layer: Layer) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in (sums / sizes).round(3).tolist())
 
 
-def _gain(layer: Layer, density: float, target: Target) -> tuple[str, float, float]:
+def gain(layer: Layer, density: float, target: Target) -> tuple[str, float, float]:
     """(format, break-even density, estimated speedup) of a layer at a density."""
     out, inner, *kernel = layer.matrix().shape
     taps = _size(kernel)

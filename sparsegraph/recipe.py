@@ -31,9 +31,10 @@ class Recipe:
 
     `layers` and `ignore` are regular expressions searched in node and weight names (empty `layers`:
     all). `mask` names the model input whose zeros mark padding that calibration leaves out.
-    `compensate` lets a layer aim at the original model's outputs; it needs `sequential`. `swap` and
-    `refit` improve mask and values afterwards. `allocate` spreads the share of zeros over layers,
-    leaving each at least the share `floor` of its weights. `seed` is for random masks.
+    `compensate` lets a layer whose kept weights move aim at the original model's outputs; it needs
+    `sequential`. `swap` and `refit` improve mask and values afterwards. `allocate` spreads the
+    share of zeros over layers, leaving each at least the share `floor` of its weights. `seed` is
+    for random masks.
     """
 
     method: str
@@ -64,6 +65,15 @@ class Recipe:
     def moves_weights(self) -> bool:
         """Whether kept weights change, so that they can aim at another target than themselves."""
         return self.refit or (self.criterion is not None and self.criterion.moves_weights)
+
+    @property
+    def compensates(self) -> bool:
+        """Whether layers aim at the original outputs: only those whose weights move.
+
+        A bias alone that follows the original mean through all layers takes Wanda at 50 % zeros on
+        the PP-OCRv6 recogniser from .93 of the lines to none.
+        """
+        return self.compensate and self.moves_weights
 
     @staticmethod
     def parse(text: str) -> Recipe:

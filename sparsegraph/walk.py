@@ -63,7 +63,7 @@ class Walk:
         sources = {v.name: v for node in self.original.graph for v in node.outputs}
         self._sources = sources | {v.name: v for v in self.original.graph.inputs}
         self._now = Stream(self.copy if self.recipe.sequential else self.original, self.feeds)
-        self._before = Stream(self.original, self.feeds) if self.recipe.compensate else None
+        self._before = Stream(self.original, self.feeds) if self.recipe.compensates else None
         for group in self._together(chosen):
             measured = self._measure(group)
             for layer in group:
@@ -89,7 +89,7 @@ class Walk:
 
     def _residual(self, layer: Layer) -> ir.Value | None:
         """A residual that compensation can see: it exists before the layer runs."""
-        value = layer.residual() if self.recipe.compensate and layer.group == 1 else None
+        value = layer.residual() if self.recipe.compensates and layer.group == 1 else None
         if value is None or layer.node.op_type == "ConvTranspose" or layer.bias() is None:
             return None
         ready = self._now.position(value) <= self._now.position(layer.data)

@@ -290,7 +290,7 @@ def test_compensation_and_bias_correction_help() -> None:
 
 def test_bias_correction_keeps_the_mean_output() -> None:
     model = encoder()
-    pruned = prune(model, "wanda:0.9", feeds())
+    pruned = prune(model, "admm:0.9", feeds())
     y0, y1 = (
         np.concatenate([onnx_runner(m, threads=1)(f)[0] for f in feeds()]).mean(axis=0)
         for m in (model, pruned.model)

@@ -14,5 +14,5 @@ from sparsegraph.criteria.structure import Structure, keep_best
 
 def prune(w: Array, known: Known, structure: Structure, frozen: Array | None = None) -> Array:
     """Keep weights (or blocks) by lot; the same seed and shape give the same mask."""
-    score: Array = np.random.default_rng(known.seed).random(w.shape)
+    score = np.asarray(np.random.default_rng(known.seed).random(w.shape))
     return keep_best(w, score, structure, frozen)[0]

@@ -1,0 +1,132 @@
+"""What pruning costs in quality, on real weights and real text.
+
+    python -m benchmarks.pruning minilm --recipe dense floor magnitude:0.7 admm:0.7 --json out.json
+    python -m benchmarks.pruning ocr=FILE.onnx --recipe dense magnitude:0.5 --json out.json
+    python -m benchmarks.pruning table --json out.json
+
+Results are merged into the file by task and recipe. The published file is
+`results/pruning.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
+
+DENSE, FLOOR = "dense", "floor"
+FILE = Path(__file__).parent / "results" / "pruning.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on one task. `density` is of the pruned layers, `peak_bytes` of the process."""
+
+    task: str
+    recipe: str
+    density: float
+    share: float
+    two_errors: float
+    n: int
+    rho: float | None
+    prune_s: float
+    peak_bytes: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure or print; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
+    parser.add_argument("task", help="minilm, NAME=FILE.onnx, or table")
+    parser.add_argument("--recipe", nargs="*", default=[])
+    parser.add_argument("--json", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    if options.task == "table":
+        print(table(read(options.json)))
+        return 0
+    name, equals, path = options.task.partition("=")
+    task = recognition(Path(path), name) if equals else minilm_retrieval()
+    rows = []
+    for recipe in options.recipe:
+        rows.append(measure(task, recipe))
+        print(line(rows[-1]), flush=True)
+        save(options.json, rows, arguments)
+    return 0
+
+
+def measure(task: Task, recipe: str) -> Row:
+    """Prune, score, and say what it took."""
+    from sparsegraph.prune import prune
+
+    began, density = time.perf_counter(), 1.0 if recipe == DENSE else 0.0
+    if recipe in (DENSE, FLOOR):
+        score = task.score(task.model) if recipe == DENSE else task.floor()
+        took = 0.0
+    else:
+        pruned = prune(task.model, recipe, task.calibration)
+        took, density = time.perf_counter() - began, pruned.density
+        score = task.score(pruned.model)
+    return row(task, recipe, density, score, took)
+
+
+def row(task: Task, recipe: str, density: float, score: Score, took: float) -> Row:
+    """A score as a row of the file."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    share, rho = score.share, score.rho
+    return Row(task.name, recipe, density, share, score.two_errors, score.n, rho, took, peak)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file."""
+    return [Row(**fields) for fields in json.loads(path.read_text())["rows"]]
+
+
+def save(path: Path, rows: Sequence[Row], arguments: Sequence[str]) -> None:
+    """Merge rows into a file; those of the same task and recipe are replaced."""
+    held = {(r.task, r.recipe): r for r in (read(path) if path.exists() else [])}
+    held |= {(r.task, r.recipe): r for r in rows}
+    head = asdict(results.begin(["benchmarks.pruning", *arguments]))
+    kept = {key: head[key] for key in ("created", "commit", "machine", "versions")}
+    text = json.dumps({**kept, "rows": [asdict(r) for r in held.values()]}, indent=1)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One block per task: floor and dense first, then by density and score."""
+    blocks = []
+    for task in dict.fromkeys(r.task for r in rows):
+        own = [r for r in rows if r.task == task]
+        ends = {r.recipe: r.share for r in own}
+        own.sort(key=lambda r: (r.recipe not in (DENSE, FLOOR), -r.density, r.share))
+        blocks.append("\n".join([HEAD, *(line(r, ends) for r in own)]))
+    return "\n\n".join(blocks)
+
+
+HEAD = "task    recipe                                zeros  right ± 2 SE   of dense   rho  prune s"
+
+
+def line(r: Row, ends: dict[str, float] | None = None) -> str:
+    """One row; `of dense` is (score - floor) / (dense - floor)."""
+    of_dense = ""
+    if ends is not None and DENSE in ends and FLOOR in ends:
+        of_dense = f"{(r.share - ends[FLOOR]) / (ends[DENSE] - ends[FLOOR]):.2f}"
+    rho = "" if r.rho is None else f"{r.rho:.2f}"
+    right = f"{r.share:.3f} ± {r.two_errors:.3f}"
+    zeros = f"{1 - r.density:.0%}"
+    return (
+        f"{r.task:7} {r.recipe:37} {zeros:>5}  {right}  {of_dense:>8}  {rho:>4}  {r.prune_s:7.1f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Two jobs with real weights and real text, for the quality of pruned models.
+
+Retrieval: MiniLM-L6 finds the long description of a Debian package by its short one; calibrated on
+docstrings, so on another domain. Recognition: a PP-OCR recogniser reads rendered lines of real
+words, rotated, blurred and noisy. Both report a floor with everything pruned.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph import demo_model, minilm
+from sparsegraph.capture import load
+from sparsegraph.demo_model import onnx_runner, retrieval, spearman
+from sparsegraph.recipe import Recipe, select
+
+Array = np.ndarray[Any, Any]
+Feed = dict[str, Array]
+
+_SEED = 0
+_SHORT_TOKENS, _TOKENS = 32, 128
+_STATUS = Path("/var/lib/dpkg/status")
+_FONTS = Path("/usr/share/fonts/truetype/dejavu")
+_HEIGHT, _WIDTH = 48, 320
+_LONGEST_LINE = 22
+
+
+@dataclass(frozen=True)
+class Score:
+    """`share` of right answers out of `n`; `rho` is the rank correlation of similarities with the
+    dense model's, None where there are none."""
+
+    share: float
+    n: int
+    rho: float | None = None
+
+    @property
+    def two_errors(self) -> float:
+        """Two standard errors of the share."""
+        return 2 * math.sqrt(self.share * (1 - self.share) / self.n)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dense model, calibration feeds, and `score(model)`."""
+
+    name: str
+    model: ir.Model
+    calibration: Sequence[Feed]
+    score: Callable[[ir.Model], Score] = field(repr=False)
+
+    def floor(self) -> Score:
+        """The score with every layer that pruning selects set to zero."""
+        copy = self.model.clone()
+        for layer in select(copy, Recipe.parse("magnitude:0.5"))[0]:
+            zeros = np.zeros_like(layer.array())
+            layer.value.const_value = ir.tensor(zeros, name=layer.value.name)
+        return self.score(copy)
+
+
+def minilm_retrieval(n_pairs: int = 300, n_calibration: int = 96) -> Task:
+    """Retrieval with the MiniLM wheel; raises CaptureError when it is not installed."""
+    job = demo_model.load(n_pairs=1, n_calibration=n_calibration, tokens=_TOKENS)
+    return Task("minilm", job.model, job.calibration[1::2], _Retrieval(job.model, n_pairs).score)
+
+
+@dataclass(frozen=True)
+class _Retrieval:
+    model: ir.Model
+    n_pairs: int
+
+    @cached_property
+    def _dense(self) -> Array:
+        return self._similarity(self.model)
+
+    def score(self, model: ir.Model) -> Score:
+        similarity = self._similarity(model)
+        return Score(retrieval(similarity)[0], self.n_pairs, spearman(similarity, self._dense))
+
+    @cached_property
+    def _feeds(self) -> list[list[Feed]]:
+        """[queries, documents], each padded to 32 tokens if it fits, to 128 otherwise."""
+        folder, pairs = minilm.model_folder(), descriptions()
+        order = np.random.default_rng(_SEED).permutation(len(pairs))[: self.n_pairs]
+        tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
+        return [
+            [_trimmed(f) for f in tokenizer.feeds([pairs[i][part] for i in order])]
+            for part in (0, 1)
+        ]
+
+    def _similarity(self, model: ir.Model) -> Array:
+        run = {_TOKENS: onnx_runner(model), _SHORT_TOKENS: onnx_runner(self._short(model))}
+        queries, documents = (
+            np.stack([run[f["input_ids"].shape[1]](f)[0].astype(np.float64) for f in feeds])
+            for feeds in self._feeds
+        )
+        return np.asarray(queries @ documents.T)
+
+    def _short(self, model: ir.Model) -> ir.Model:
+        """The model for 32 tokens, with the weights and biases of `model`."""
+        weights = minilm.read_weights(minilm.model_folder() / "model.safetensors")
+        short = minilm.build(weights, tokens=_SHORT_TOKENS)
+        for name, value in short.graph.initializers.items():
+            if name.startswith("encoder."):
+                value.const_value = model.graph.initializers[name].const_value
+        return short
+
+
+def _trimmed(feed: Feed) -> Feed:
+    n_used = int(feed["attention_mask"].sum())
+    return {k: v[:, :_SHORT_TOKENS] for k, v in feed.items()} if n_used <= _SHORT_TOKENS else feed
+
+
+def descriptions(path: Path = _STATUS) -> list[tuple[str, str]]:
+    """(short, long) descriptions of the installed Debian packages; short ones are distinct."""
+    found: dict[str, str] = {}
+    for stanza in path.read_text(encoding="utf-8").split("\n\n"):
+        match = re.search(r"^Description: (.+)\n((?: .*\n?)+)", stanza, re.M)
+        if match is not None:
+            text = " ".join(match[2].replace("\n .", " ").split())
+            if len(text.split()) >= 15:
+                found.setdefault(match[1], text)
+    return list(found.items())
+
+
+def recognition(path: Path, name: str, n_lines: int = 120, n_calibration: int = 32) -> Task:
+    """Reading rendered lines with a PP-OCR recogniser; needs Pillow and the DejaVu fonts."""
+    model = load(path, {"x": (1, 3, _HEIGHT, _WIDTH)})
+    alphabet = _alphabet(model)
+    texts = _lines(n_lines + n_calibration)
+    feeds = [{"x": _render(text, i)} for i, text in enumerate(texts)]
+    shown, asked = texts[:n_lines], feeds[:n_lines]
+
+    def score(candidate: ir.Model) -> Score:
+        run = onnx_runner(candidate)
+        read = [_decode(run(feed)[0], alphabet) for feed in asked]
+        right = [a.replace(" ", "") == b.replace(" ", "") for a, b in zip(read, shown)]
+        return Score(float(np.mean(right)), n_lines)
+
+    return Task(name, model, feeds[n_lines:], score)
+
+
+def _alphabet(model: ir.Model) -> list[str]:
+    """Class 0 is the blank; the last class is a space."""
+    return ["", *model.metadata_props["character"].splitlines(), " "]
+
+
+def _lines(n: int) -> list[str]:
+    """Lines of two or three words from package descriptions, all different."""
+    words = sorted({w for pair in descriptions() for w in re.findall(r"[A-Za-z]{3,9}", pair[1])})
+    generator = np.random.default_rng(_SEED)
+    found: dict[str, None] = {}
+    while len(found) < n:
+        line = " ".join(generator.choice(words, size=int(generator.integers(2, 4))))
+        if len(line) <= _LONGEST_LINE:
+            found[line] = None
+    return list(found)
+
+
+def _render(text: str, seed: int) -> Array:
+    """A line as the recogniser wants it, [1, 3, 48, 320] in [-1, 1]."""
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+    generator = np.random.default_rng([_SEED, seed])
+    fonts = sorted(_FONTS.glob("DejaVuS*.ttf"))
+    font = ImageFont.truetype(fonts[int(generator.integers(len(fonts)))], 40)
+    box = font.getbbox(text)
+    page = Image.new("L", (int(box[2]) + 40, 80), 255)
+    ImageDraw.Draw(page).text((20, 16), text, font=font, fill=int(generator.integers(0, 90)))
+    page = page.rotate(float(generator.uniform(-1.5, 1.5)), fillcolor=255)
+    page = page.filter(ImageFilter.GaussianBlur(float(generator.uniform(0.2, 1.2))))
+    wide = min(round(page.width * _HEIGHT / page.height), _WIDTH)
+    pixels = np.asarray(page.resize((wide, _HEIGHT)), dtype=np.float32)
+    pixels = pixels + generator.normal(scale=generator.uniform(2, 14), size=pixels.shape)
+    line = np.zeros((_HEIGHT, _WIDTH), dtype=np.float32)
+    line[:, :wide] = np.clip(pixels, 0, 255) / 127.5 - 1
+    return np.broadcast_to(line, (1, 3, _HEIGHT, _WIDTH)).copy()
+
+
+def _decode(probabilities: Array, alphabet: Sequence[str]) -> str:
+    """Greedy CTC: the best class of every step, repeats and blanks dropped."""
+    best = probabilities.argmax(axis=1)
+    kept = best[np.flatnonzero(np.diff(best, prepend=-1))]
+    return "".join(alphabet[i] for i in kept if i < len(alphabet))
