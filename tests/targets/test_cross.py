@@ -23,6 +23,29 @@ COMBINATIONS = [
 ]  # fmt: skip
 
 
+LENGTHS = {
+    "riscv64-v128": ("rv64,v=true,vext_spec=v1.0,vlen=128", "rv64,v=true,vext_spec=v1.0,vlen=512"),
+    "neoverse-v2": ("max,sve-max-vq=1", "max,sve-max-vq=4"),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_results_do_not_depend_on_the_vector_length(name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    if targets.runs_here(target):
+        pytest.skip("this machine has one vector length")
+    case = cross.Case("digits_cnn", 0.1)
+    compiled = case.compile(target, tmp_path / "m.sg")
+    program = cross.build_runner(target, compiled.path)
+    results = []
+    for cpu in LENGTHS[name]:
+        command = [target.emulator[0], "-cpu", cpu, *target.emulator[-2:], program]
+        case.check(compiled, *command, compiled.path / "weights.bin", 1)
+        results.append([p.read_bytes() for p in sorted(tmp_path.glob("out_*"))])
+    assert results[0] == results[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "density", "name"), COMBINATIONS)
 def test_models_equal_onnx_runtime(model: str, density: float, name: str, tmp_path: Path) -> None:
