@@ -2,6 +2,7 @@
 
     python -m benchmarks.pruning minilm --recipe dense floor magnitude:0.7 admm:0.7 --json out.json
     python -m benchmarks.pruning ocr=FILE.onnx --recipe dense magnitude:0.5 --json out.json
+    python -m benchmarks.pruning minilm --recipe admm:0.7@flops=0.3x     densities by the budget
     python -m benchmarks.pruning table --json out.json
 
 Results are merged into the file by task and recipe. The published file is
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(task: Task, recipe: str) -> Row:
     """Prune, score, and say what it took."""
+    from sparsegraph.budget.within import prune_within
     from sparsegraph.prune import prune
 
     began, density = time.perf_counter(), 1.0 if recipe == DENSE else 0.0
@@ -71,7 +73,12 @@ def measure(task: Task, recipe: str) -> Row:
         score = task.score(task.model) if recipe == DENSE else task.floor()
         took = 0.0
     else:
-        pruned = prune(task.model, recipe, task.calibration)
+        plain, _, limit = recipe.partition("@")
+        if limit:
+            kind, _, amount = limit.partition("=")
+            pruned = prune_within(task.model, plain, task.calibration, {kind: amount}).pruned
+        else:
+            pruned = prune(task.model, plain, task.calibration)
         took, density = time.perf_counter() - began, pruned.density
         score = task.score(pruned.model)
     return row(task, recipe, density, score, took)

@@ -75,26 +75,58 @@ def inspect(
 @app.command()
 def prune(
     model: Model,
-    recipe: Annotated[str, typer.Option(help="For instance wanda:0.6, sparsegpt:2:4.")],
+    recipe: Annotated[str, typer.Option(help="For instance wanda:0.6, sparsegpt:2:4, masks.")],
     to: Annotated[Path, typer.Option("--output", "-o", help="The pruned ONNX file.")],
     calibration: Annotated[
-        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+        Path | None,
+        typer.Option(help=".npz or .safetensors with an array [samples, ...] per input."),
     ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="For the recipe masks: .npz, .safetensors or .onnx.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="At most this estimated time: 5ms, or 0.5x of dense.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="At most these weights: 4MB or 0.5x.")] = None,
+    flops: Annotated[str | None, typer.Option(help="At most this work: 2G or 0.5x.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="At most this change of the outputs: 0.01 of their variance.")
+    ] = None,
+    target: TargetName = "native",
     shape: Shape = None,
     dim: Dim = None,
     json: Json = None,
 ) -> None:
     """Set weights to zero without training, guided by a few real inputs."""
+    from dataclasses import asdict
+
     from sparsegraph import graph
+    from sparsegraph.budget.within import prune_within
     from sparsegraph.capture import load
+    from sparsegraph.masks import read_masks
     from sparsegraph.prune import prune as run
 
     screen = _screen(json, to)
+    given = {"latency": latency, "size": size, "flops": flops, "max-drop": max_drop}
+    limits = {kind: text for kind, text in given.items() if text is not None}
     captured = load(model, options.shapes(shape or (), dim or ()))
     inputs = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
     feeds = None if calibration is None else options.read_calibration(calibration, inputs)
+    found = None
     with screen.progress() as report:
-        pruned = run(captured, recipe, feeds, progress=lambda done, n, _: report("prune", done, n))
+        if limits:
+            found = prune_within(
+                captured, recipe, feeds or (), limits, target=target, progress=report
+            )
+            pruned = found.pruned
+        else:
+            pruned = run(
+                captured,
+                recipe,
+                feeds,
+                masks=None if masks is None else read_masks(masks),
+                progress=lambda done, n, _: report("prune", done, n),
+            )
     output.write_model(to, pruned.model)
     columns = ["layer", "weight", "zeros", "method", "output error", "note"]
     rows = [
@@ -104,8 +136,11 @@ def prune(
     rows += [[name, "", "", "left alone", None, why] for name, why in pruned.skipped]
     footer = f"{1 - pruned.density:.1%} of the pruned layers' weights are zero; wrote {to}"
     screen.table(f"Pruned with {recipe}", columns, rows, footer)
+    if found is not None:
+        screen.table(f"Trade-off; chosen: {found.plan.ms:.3g} ms predicted", *found.table())
     layers = [dict(zip(columns, row)) for row in rows]
-    screen.json({"recipe": recipe, "density": pruned.density, "layers": layers})
+    plan = None if found is None else asdict(found.plan)
+    screen.json({"recipe": recipe, "density": pruned.density, "plan": plan, "layers": layers})
 
 
 @app.command()

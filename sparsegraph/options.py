@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsegraph.errors import UsageError, message
+from sparsegraph.tensor_file import read_arrays
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -80,13 +81,13 @@ def read_feed(given: Sequence[str]) -> Feeds:
 
 
 def read_calibration(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> list[Feeds]:
-    """Feeds from an .npz file with one array per input, samples along the first axis.
+    """Feeds from an .npz or .safetensors file, an array per input, samples along the first axis.
 
     `inputs` maps names to the static shapes that the model takes. An input of shape [b, ...] takes
     arrays [n, b, ...], or [n * b, ...], which are cut into batches of b.
     Raises UsageError when names, shapes or numbers of samples do not fit.
     """
-    archive = _read_archive(path)
+    archive = read_arrays(path)
     missing = sorted(inputs.keys() - archive.keys())
     if missing:
         found, need = ", ".join(sorted(archive)) or "no arrays", ", ".join(inputs)

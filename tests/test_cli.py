@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from sparsegraph import cli
 from tests.conftest import BATCH, INPUTS, OUTPUTS, perceptron
 
 DIM = ["--dim", f"batch={BATCH}"]
-OK, USAGE, UNSUPPORTED, UNVERIFIED, INTERRUPTED = 0, 2, 3, 4, 130
+OK, USAGE, UNSUPPORTED, UNVERIFIED, UNREACHABLE, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,35 @@ def test_prune_writes_a_model_with_the_zeros_asked_for(model_file: Path) -> None
     }
     assert (weights["down.weight"] == 0).mean() == pytest.approx(0.75, abs=0.01)
     assert json.loads(Path("p.json").read_text())["layers"][1]["layer"] == "down"
+
+
+def test_prune_within_a_budget(model_file: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((4, BATCH, INPUTS)).astype(np.float32)
+    save_file({"x": x}, "data.safetensors")
+    args = ("prune", model_file, *DIM, "--recipe", "admm:0.5", "--calibration", "data.safetensors")
+    out, _ = invoke(*args, "--flops", "0.4x", "-o", "p.onnx", "--json", "p.json")
+    assert "Trade-off" in out
+    found = json.loads(Path("p.json").read_text())
+    dense = 2 * BATCH * INPUTS * 64
+    assert found["plan"]["macs"] <= 0.4 * dense + 1
+    assert found["density"] <= 0.45
+    invoke(*args, "--max-drop", "0.2", "-o", "drop.onnx", "--json", "d.json")
+    assert json.loads(Path("d.json").read_text())["density"] < 1
+    error = refused(*args, "--size", "0.01x", "-o", "never.onnx", code=UNREACHABLE)
+    assert "need at least" in error
+    assert "found 2 limits" in refused(
+        *args, "--size", "1x", "--flops", "1x", "-o", "never.onnx", code=USAGE
+    )
+    assert "no positive number" in refused(*args, "--max-drop", "x", "-o", "n.onnx", code=USAGE)
+    assert not Path("never.onnx").exists()
+
+
+def test_prune_takes_masks_from_a_file(model_file: Path) -> None:
+    mask = np.random.default_rng(0).random((64, OUTPUTS)) < 0.3
+    np.savez("masks.npz", **{"down.weight": mask})
+    invoke("prune", model_file, *DIM, "--recipe", "masks", "--masks", "masks.npz", "-o", "p.onnx")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load("p.onnx").graph.initializer}
+    np.testing.assert_array_equal(weights["down.weight"] != 0, mask)
 
 
 def test_optimize_writes_a_model_and_stages(model_file: Path) -> None:
