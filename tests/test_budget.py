@@ -50,6 +50,14 @@ def test_a_knapsack_without_room_has_no_answer() -> None:
     assert choose(costs, losses, sum(float(c.min()) for c in costs) - 1e-6) is None
 
 
+def test_rounding_is_no_reason_to_refuse() -> None:
+    """The least reachable sum is feasible in whatever order it was added."""
+    costs, losses = problem(60, 6, 1)
+    least = float(sum(float(c.min()) for c in reversed(costs)))
+    for limit in (np.nextafter(least, 0), least, np.nextafter(least, 9e9)):
+        assert choose(costs, losses, float(limit)) == [5] * 60
+
+
 def by_hand() -> Table:
     """Two layers of equal cost; pruning the second hurts ten times as much."""
     layers = []

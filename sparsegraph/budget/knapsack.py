@@ -10,6 +10,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _BINS = 8192  # of what the cheapest choice leaves free; rounding wastes layers / 16384 of it
+_ROUNDING = 1e-9  # relative: sums of the same costs in another order are no reason to refuse
 
 
 def choose(costs: Sequence[Array], losses: Sequence[Array], limit: float) -> list[int] | None:
@@ -19,8 +20,9 @@ def choose(costs: Sequence[Array], losses: Sequence[Array], limit: float) -> lis
     """
     least = [float(np.min(c)) for c in costs]
     free = limit - sum(least)
-    if free < 0:
+    if free < -_ROUNDING * sum(least):
         return None
+    free = max(free, 0.0)
     bin_cost = free / _BINS
     best, steps = np.zeros(_BINS + 1), []
     for cost, loss, cheapest in zip(costs, losses, least):

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import pruning
+from benchmarks.pruning import Row, read, save, table
+from benchmarks.quality_tasks import Score, Task, _decode, descriptions
+from tests.test_prune import encoder, feeds
+
+
+def row(recipe: str, share: float, density: float) -> Row:
+    return Row("job", recipe, density, share, 0.01, 100, None, 1.0, 1)
+
+
+def test_rows_merge_by_task_and_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    save(path, [row("dense", 0.9, 1.0), row("a:0.5", 0.1, 0.5)], [])
+    save(path, [row("a:0.5", 0.2, 0.5)], [])
+    assert [(r.recipe, r.share) for r in read(path)] == [("dense", 0.9), ("a:0.5", 0.2)]
+
+
+def test_the_table_counts_from_the_floor() -> None:
+    rows = [row("a:0.5", 0.5, 0.5), row("floor", 0.2, 0.0), row("dense", 0.8, 1.0)]
+    lines = table(rows).splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["dense", "floor", "a:0.5"]
+    assert [line.split()[6] for line in lines[1:]] == ["1.00", "0.00", "0.50"]
+
+
+def test_a_task_is_measured_and_its_floor_is_worse() -> None:
+    """The score is how many feeds keep their sign pattern: 1 for dense."""
+    from sparsegraph.demo_model import onnx_runner
+
+    model, given = encoder(), feeds(12)
+    want = [np.sign(onnx_runner(model, threads=1)(f)) for f in given]
+
+    def score(candidate: object) -> Score:
+        run = onnx_runner(candidate, threads=1)  # type: ignore[arg-type]
+        same = [(np.sign(run(f)) == w).mean() > 0.9 for f, w in zip(given, want)]
+        return Score(float(np.mean(same)), len(given))
+
+    task = Task("toy", model, given, score)
+    assert pruning.measure(task, "dense").share == 1.0
+    assert pruning.measure(task, "floor").share < 0.5
+    found = pruning.measure(task, "admm:0.5")
+    assert found.density == pytest.approx(0.5, abs=0.01)
+    assert found.share > pruning.measure(task, "random:0.9").share
+
+
+def test_standard_errors() -> None:
+    assert Score(0.5, 100).two_errors == pytest.approx(0.1)
+
+
+def test_ctc_decoding_drops_repeats_and_blanks() -> None:
+    steps = [0, 1, 1, 0, 1, 2, 2, 0]
+    probabilities = np.eye(3)[steps]
+    assert _decode(probabilities, ["", "a", "b"]) == "aab"
+
+
+def test_package_descriptions_are_read(tmp_path: Path) -> None:
+    long = " ".join(["word"] * 8)
+    path = tmp_path / "status"
+    path.write_text(
+        f"Package: a\nDescription: short text\n {long}\n .\n {long}\n\n"
+        f"Package: b\nDescription: too short\n only this\n"
+    )
+    assert descriptions(path) == [("short text", f"{long} {long}")]
