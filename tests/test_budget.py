@@ -128,6 +128,11 @@ def test_a_table_of_a_model() -> None:
     assert found.layers[2].options[-1].n_bytes == pytest.approx(6 * 0.05 * 48 * 48)
 
 
+def test_the_floor_of_the_recipe_holds() -> None:
+    found = table(encoder(), "admm:0.5,floor=0.2")
+    assert {min(o.density for o in x.options) for x in found.layers} == {0.2}
+
+
 def test_measured_times_replace_the_model() -> None:
     found = table(encoder(), measured_ms={"head": {0.5: 0.123}})
     at = {o.density: o.ms for o in found.layers[2].options}

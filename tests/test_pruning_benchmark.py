@@ -65,3 +65,13 @@ def test_package_descriptions_are_read(tmp_path: Path) -> None:
         f"Package: b\nDescription: too short\n only this\n"
     )
     assert descriptions(path) == [("short text", f"{long} {long}")]
+
+
+def test_published_results_keep_their_order() -> None:
+    """Solving for the kept weights beats choosing alone, which beats magnitude and the lot."""
+    rows = {(r.task, r.recipe): r for r in read(pruning.FILE)}
+    rho = {r.recipe: r.rho for (task, _), r in rows.items() if task == "minilm"}
+    order = ["random:0.7", "magnitude:0.7", "wanda:0.7", "sparsegpt:0.7", "admm:0.7"]
+    assert [rho[a] < rho[b] for a, b in zip(order, order[1:])] == [True] * 4
+    share = {r.recipe: r.share for (task, _), r in rows.items() if task == "v6"}
+    assert share["magnitude:0.5"] < share["wanda:0.5"] < share["admm:0.5"]

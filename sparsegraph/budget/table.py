@@ -83,7 +83,8 @@ def tabulate(
     `sparsegraph.lower.choose`, unless `measured_ms` has milliseconds by layer and density.
 
     Args:
-        recipe: which layers, which structure, which criterion; its share of zeros does not count.
+        recipe: which layers, which structure, which criterion, which floor; its share of zeros does
+            not count.
         dense_ms: milliseconds by node name; measured here in ONNX Runtime if None.
         loss: see `sensitivity.scan`.
 
@@ -93,6 +94,7 @@ def tabulate(
     if recipe.structure.m or recipe.method == MASKS:
         need, fix = "a recipe whose density can vary", "write for instance admm:0.5"
         raise UsageError(message("budget", str(recipe), "a fixed density", need, fix))
+    densities = [d for d in densities if d >= min(recipe.floor, max(densities))]
     feeds = list(calibration)
     quick = _quick(recipe)
     alone = Alone(model, quick, feeds, loss)
