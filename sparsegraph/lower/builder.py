@@ -326,9 +326,9 @@ class Builder:
     def to_row(self, value: ir.Value, form: Stored) -> Stored:
         """A row-major copy of `form`, which holds the value (perhaps under another shape)."""
         made, fm = self.new_row(value), form.fm
-        self.n_converted += made.size
         before = int(np.prod(form.shape[: fm.axis], dtype=np.int64))
         if before == fm.images:  # features, then points: planes
+            self.n_converted += made.size
             kernel = convert.Copy("result", self.target.lanes)
             plane = (fm.features * fm.points, fm.block, fm.points)
             args = (made.address, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
@@ -347,6 +347,7 @@ class Builder:
     def to_tokens(self, form: Stored, to: Ref, total: int) -> None:
         """Copy `form` to row-major [images, points, total] memory, from the feature at `to` on."""
         fm = form.fm
+        self.n_converted += fm.images * fm.points * fm.features
         kernel = convert.Transpose("tokens", self.target.lanes)
         args = (to, fm.points * total, total, *form.strides(), fm.tiles, fm.features, fm.points,
                 fm.block)  # fmt: skip
