@@ -1,4 +1,5 @@
-from pathlib import Path
+from pathlib from itertools import pairwise
+import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,6 @@ def test_published_results_keep_their_order() -> None:
     rows = {(r.task, r.recipe): r for r in read(pruning.FILE)}
     rho = {r.recipe: r.rho for (task, _), r in rows.items() if task == "minilm"}
     order = ["random:0.7", "magnitude:0.7", "wanda:0.7", "sparsegpt:0.7", "admm:0.7"]
-    assert [rho[a] < rho[b] for a, b in zip(order, order[1:])] == [True] * 4
+    assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 4
     share = {r.recipe: r.share for (task, _), r in rows.items() if task == "v6"}
     assert share["magnitude:0.5"] < share["wanda:0.5"] < share["admm:0.5"]
