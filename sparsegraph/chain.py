@@ -12,6 +12,7 @@ tile, with equal strides. Everything else ends the chain.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sparsegraph.program import Program, Ref, Step
@@ -79,7 +80,7 @@ def accesses(program: Program, step: Step) -> dict[str, Access]:
     return found
 
 
-def _integer(args: dict[str, object], name: str) -> int:
+def _integer(args: Mapping[str, object], name: str) -> int:
     if name.endswith("_tile") and name not in args:  # tokens: given by the distance of points
         return _integer(args, "block") * _integer(args, name.replace("_tile", "_point"))
     value = args[name]

@@ -220,13 +220,13 @@ def _literal(node: Node) -> str:
         if number == -(1 << 31):
             return "INT32_MIN"
         return str(number) if number >= 0 else f"({number})"
-    number = float(value)
-    if math.isnan(number):
+    real = float(value)
+    if math.isnan(real):
         return "NAN"
-    if math.isinf(number):
-        return "INFINITY" if number > 0 else "(-INFINITY)"
-    text = number.hex() + ("f" if dtype == "float32" else "")
-    return text if number >= 0 and not text.startswith("-") else f"({text})"
+    if math.isinf(real):
+        return "INFINITY" if real > 0 else "(-INFINITY)"
+    text = real.hex() + ("f" if dtype == "float32" else "")
+    return text if real >= 0 and not text.startswith("-") else f"({text})"
 
 
 def _operands(node: Node) -> list[Node]:

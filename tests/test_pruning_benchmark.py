@@ -1,5 +1,5 @@
-from pathlib from itertools import pairwise
-import Path
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest

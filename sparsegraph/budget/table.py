@@ -138,7 +138,7 @@ def _losses(
             found.append(whole * (1 - density) / (1 - _PIVOT))
         else:
             found.append(whole * own / pivot.distortion)
-    return np.maximum.accumulate(found).tolist()
+    return [float(loss) for loss in np.maximum.accumulate(found)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ pairs of opposite sign share their even and odd halves.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,7 +56,7 @@ def error_bound(m: int, channels: int) -> float:
     channels: at most 5e-8 (m = 2) and 2e-7 (m = 4) times sqrt(channels). The tests hold the kernels
     to it up to 512 channels; beyond, the root is extrapolated.
     """
-    return {2: 1e-7, 4: 3e-7}[m] * float(channels) ** 0.5
+    return {2: 1e-7, 4: 3e-7}[m] * math.sqrt(channels)
 
 
 @cache
