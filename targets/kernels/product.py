@@ -4,8 +4,9 @@
 
 Scheme: for one tile of points and one tile of columns, the activation panel lies in the level 1
 cache; a group of rows keeps its accumulators in registers and shares every activation load. The
-partial sums of earlier column tiles wait in y. `coded` weights (sparsegraph.formats) run one loop
-per code, so the work is proportional to the non-zero values. Convolutions gather the panel of each
+partial sums of earlier column tiles wait in y. `coded` weights (sparsegraph.formats) are read in
+quads, a run of groups with equal counts after the other, so the work is proportional to the
+non-zero values and the loops' trip counts repeat. Convolutions gather the panel of each
 column tile (im2col of one tile, never of the whole map): targets/kernels/gather.py.
 
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
