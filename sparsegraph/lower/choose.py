@@ -34,6 +34,7 @@ _GATHERED_SLOWDOWN = {4: 1.13, 5: 1.27, 6: 1.1, 7: 1.4, 8: 1.3}
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 0.9), (0.035, 2.0), (0.0, 4.6))
+_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.35), (0.035, 2.0), (0.0, 4.6))
 _GATHER = 9.0  # gathering one vector costs as much as this many dense multiply-adds
 CONVERSION = 19.0  # changing the layout of one element, in the same unit
 
@@ -108,13 +109,14 @@ def choose(
         cost = density * coded_slowdown(density, is_shared=is_shared)
     cost += _GATHER / rows if is_gathered else 0.0
     loads = density / 2 if is_shared and not is_dense else density
-    tile = _column_tile(loads, columns, row or vectors * target.lanes, taps, target)
+    shares = _GATHERED_L1_SHARE if is_gathered else _L1_SHARE
+    share = next(s for d, s in shares if loads >= d)
+    tile = _column_tile(share, columns, row or vectors * target.lanes, taps, target)
     return Choice("dense" if is_dense else "coded", group, split, tile, limit, cost)
 
 
-def _column_tile(density: float, columns: int, row: int, taps: int, target: Target) -> int:
-    """Columns per tile: the denser, the more the panel has to stay in the level 1 cache."""
-    share = next(s for d, s in _L1_SHARE if density >= d)
+def _column_tile(share: float, columns: int, row: int, taps: int, target: Target) -> int:
+    """Columns per tile: whole channels in equal tiles of at most `share` level 1 caches."""
     tile = max(1, int(target.l1_bytes * share) // (4 * row) // taps) * taps
     n_tiles = -(-columns // tile)
     return -(-columns // taps // n_tiles) * taps  # equal tiles
