@@ -33,7 +33,7 @@ _DIRECT_SLOWDOWN = {4: 1.0, 5: 1.06, 6: 1.0, 7: 1.1, 8: 1.0}  # padding of point
 _GATHERED_SLOWDOWN = {4: 1.13, 5: 1.27, 6: 1.1, 7: 1.4, 8: 1.3}
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
-_L1_SHARE = ((0.15, 0.75), (0.07, 0.9), (0.035, 2.0), (0.0, 4.6))
+_L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
 _GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.35), (0.035, 2.0), (0.0, 4.6))
 _GATHER = 9.0  # gathering one vector costs as much as this many dense multiply-adds
 CONVERSION = 19.0  # changing the layout of one element, in the same unit
