@@ -76,8 +76,13 @@ def dense_slowdown(vectors: int, *, is_gathered: bool) -> float:
 
 def break_even(vectors: int, *, is_gathered: bool, is_shared: bool = False) -> float:
     """The density at which both kernels take the same time."""
-    density, dense = 1.0, dense_slowdown(vectors, is_gathered=is_gathered)
-    while density * coded_slowdown(density, is_shared=is_shared) > dense:
+    return density_at(dense_slowdown(vectors, is_gathered=is_gathered), is_shared=is_shared)
+
+
+def density_at(cost: float, *, is_shared: bool = False) -> float:
+    """The density at which a coded product has this cost, relative to ONNX Runtime's kernel."""
+    density = 1.0
+    while density > 0 and density * coded_slowdown(density, is_shared=is_shared) > cost:
         density -= 0.005
     return density
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from sparsegraph import formats
 from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Stored, name_of
-from sparsegraph.lower.choose import Choice, choose, coded_slowdown, dense_slowdown
+from sparsegraph.lower.choose import Choice, choose, dense_slowdown, density_at
 from sparsegraph.lower.elementwise import operand
 from sparsegraph.lower.gather import Window
 from sparsegraph.program import Arg, Scratch
@@ -71,11 +71,8 @@ def _cost(m: int, window: Window, channels: int, rows: int, target: Target) -> f
 
 def instead_of(choice: Choice, fast: Fast) -> Choice:
     """What the report says about the layer."""
-    density = 1.0
-    while density > 0 and density * coded_slowdown(density) > fast.cost:
-        density -= 0.005
     return dataclasses.replace(
-        choice, weight=f"winograd-{fast.m}", break_even=density, cost=fast.cost
+        choice, weight=f"winograd-{fast.m}", break_even=density_at(fast.cost), cost=fast.cost
     )
 
 
