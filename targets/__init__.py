@@ -1,5 +1,6 @@
 """Machines, and the code generated for them: targets, layouts, TIR emission, kernel families."""
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -55,8 +56,16 @@ def cpu_features() -> set[str]:
             words.update(value.split())
         elif key.strip() == "isa":
             words.update(_riscv_words(value.strip()))
+    words.update(f"sve{n}b" for n in aarch64.SVE_BITS if "sve" in words and _sve_bits() >= n)
     known = {f for t in KNOWN.values() for f in t.known_features}
     return words | {f.name for f in known if f.linux_word in words}
+
+
+def _sve_bits() -> int:
+    """Length of this thread's SVE registers."""
+    get_length = 51  # PR_SVE_GET_VL of linux/prctl.h: bytes in the low 16 bits
+    found: int = ctypes.CDLL(None).prctl(get_length, 0, 0, 0, 0)
+    return (found & 0xFFFF) * 8 if found > 0 else 0
 
 
 def _riscv_words(isa: str) -> set[str]:

@@ -6,6 +6,8 @@ works on items [begin, end) of its outermost loop, so a host splits it over thre
 Pass order: facts of TVM 0.27 (no packed calls, no runtime symbols but those of libm).
 """
 
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,7 +261,27 @@ def compile_module(functions: dict[str, Any], target: Target) -> Any:
     llvm, module = _machine(target), lowered(functions, target)
     with llvm, tvm.transform.PassContext(opt_level=3):
         module = tvm.tirx.transform.LowerIntrin()(module)
-        return tvm.get_global_func("target.build.llvm")(module, llvm)
+        built = tvm.get_global_func("target.build.llvm")(module, llvm)
+    return built if target.sve_bits == 0 else _with_sve_length(built, target.sve_bits)
+
+
+def _with_sve_length(module: Any, bits: int) -> Any:
+    """The LLVM module, allowed to count on SVE registers of at least `bits`.
+
+    TVM 0.27 writes `vscale_range(1,16)` on every function: any length, so that LLVM keeps fixed
+    vectors in NEON registers. With a least length of two granules of 128 bits or more it puts them
+    into SVE registers, under predicates of their own length: the code runs on longer ones too.
+    """
+    text, n = re.subn(
+        r"\bvscale_range\(\d+,(\d+)\)",
+        rf"vscale_range({bits // 128},\1)",
+        str(module.inspect_source("ll")),
+    )
+    assert n, "TVM declared no SVE length"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernels.ll")
+        path.write_text(text)
+        return tvm.runtime.load_module(str(path))
 
 
 def write_object(functions: dict[str, Any], target: Target, path: Path) -> None:

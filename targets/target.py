@@ -64,6 +64,7 @@ class Target:
         code_features: features that LLVM has to be told beside `cpu`, for families whose
             processor names leave them open.
         abi: LLVM's name of the calling convention where the triple leaves it open.
+        sve_bits: least length of the SVE registers that code counts on; 0: vectors are NEON's.
         known_features: all features of the family.
         extra_features: closed under implication, sorted; what the text form lists.
         output: what is made: a shared library, a WebAssembly module, or C source.
@@ -82,6 +83,7 @@ class Target:
     emulator: tuple[str, ...] = ()
     code_features: tuple[str, ...] = ()
     abi: str = ""
+    sve_bits: int = 0
     known_features: tuple[Feature, ...] = field(default=(), repr=False)
     extra_features: tuple[str, ...] = ()
     output: Literal["library", "wasm", "c"] = "library"

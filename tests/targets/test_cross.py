@@ -25,7 +25,8 @@ COMBINATIONS = [
 
 LENGTHS = {
     "riscv64-v128": ("rv64,v=true,vext_spec=v1.0,vlen=128", "rv64,v=true,vext_spec=v1.0,vlen=512"),
-    "neoverse-v2": ("max,sve-max-vq=1", "max,sve-max-vq=4"),
+    "aarch64-sve256": ("max,sve-max-vq=2", "max,sve-max-vq=8,sve-default-vector-length=128"),
+    "a64fx": ("max,sve-max-vq=4", "max,sve-max-vq=16,sve-default-vector-length=256"),
 }
 
 
