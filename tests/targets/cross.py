@@ -1,27 +1,20 @@
-"""Models for other machines: compile, run under an emulator, compare with ONNX Runtime."""
+"""Models for other machines in tests: smaller than in the benchmarks, held to a limit."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from sparsegraph.targets import link
 from sparsegraph.targets.target import PACKAGES, Target
 
-import benchmarks.prune
-from benchmarks import zoo
-from sparsegraph import targets, verify
-from sparsegraph.compile import Compiled, compile, load
+from benchmarks import bundles
+from benchmarks.bundles import MODULE_RUNNER, build_runner, build_source, execute
+from sparsegraph import targets
+from sparsegraph.compile import Compiled
 
-STRICT = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
-MODULE_RUNNER = Path(__file__).with_name("run_module.mjs")
-MODELS: dict[str, dict[str, int]] = {
-    "digits_cnn": {},
-    "mobilenet_v1": {"size": 96},
-    "resnet18": {"size": 64},
-    "minilm": {"sequence": 64, "layers": 2},
-}
+__all__ = ["MODULE_RUNNER", "build_runner", "build_source", "execute"]
+
+SMALLER = {"minilm": {"sequence": 64, "layers": 2}}
 LIMIT = 1e-4  # largest |a - b| / max |b|
 
 
@@ -38,66 +31,17 @@ def require_for(target: Target) -> None:
         require(*target.linker[:1], *target.emulator[:1])
 
 
-def build_runner(target: Target, model: Path) -> Path:
-    """The example of the bundle, linked with its library as a user would."""
-    path = model.parent / f"run_{model.name}"
-    rpath = f"-Wl,-rpath,$ORIGIN/{model.name}"
-    command = [*link.driver(target), *STRICT, f"-L{model}", model / "main.c", "-l:model.so", rpath]
-    subprocess.run([*command, "-o", path], check=True)
-    return path
-
-
-def build_source(model: Path, compiler: str, *flags: str) -> Path:
-    """The example of a bundle of C files, built with `compiler` and everything as an error."""
-    path = model.parent / f"run_{compiler}_{model.name}"
-    files = [str(f) for f in sorted(model.glob("*.c"))]
-    subprocess.run([compiler, *STRICT, *flags, *files, "-lm", "-o", path], check=True)
-    return path
-
-
 def run(target: Target, program: Path, *args: object) -> subprocess.CompletedProcess[str]:
-    emulator = () if targets.runs_here(target) else target.emulator
-    return execute(*emulator, program, *args)
+    return execute(*bundles.emulator(target), program, *args)
 
 
-def execute(*command: object) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+class Case(bundles.Case):
+    """A pruned model of the zoo; MiniLM has two layers."""
 
-
-class Case:
-    """A pruned model of the zoo, its feeds, and what ONNX Runtime computes from them."""
-
-    def __init__(self, name: str, density: float, sizes: dict[str, int] | None = None) -> None:
-        proto = zoo.build(name, **(MODELS[name] if sizes is None else sizes))
-        layers = benchmarks.prune.selector_for(name)
-        pruned = benchmarks.prune.magnitude(proto, density, layers=layers)
-        self.proto = proto if pruned is None else pruned
-        self.feeds = zoo.feeds(self.proto)
-        self.expected = verify.run_onnx(load(self.proto), self.feeds)
-
-    def compile(self, target: Target, path: Path) -> Compiled:
-        """The model for `target`, entirely native."""
-        return compile(self.proto, target, output=path, check=False, fallback=False)
+    def __init__(self, name: str, density: float) -> None:
+        model = bundles.MODELS[name]
+        super().__init__(bundles.Model(name, SMALLER.get(name, model.sizes)), density)
 
     def check(self, compiled: Compiled, *command: object) -> None:
         """Run `command INPUTS... OUTPUTS...` on the feeds and compare what it writes."""
-        folder = compiled.path.parent
-        inputs = self.write_inputs(compiled, folder)
-        outputs = [folder / f"out_{record.name}" for record in compiled.manifest.outputs]
-        done = execute(*command, *inputs, *outputs)
-        assert done.returncode == 0, done.stderr
-        self.compare(compiled, outputs)
-
-    def write_inputs(self, compiled: Compiled, folder: Path) -> list[Path]:
-        files = []
-        for record in compiled.manifest.inputs:
-            files.append(folder / f"in_{record.name}")
-            np.ascontiguousarray(self.feeds[record.name]).tofile(files[-1])
-        return files
-
-    def compare(self, compiled: Compiled, files: list[Path]) -> None:
-        for record, file in zip(compiled.manifest.outputs, files, strict=True):
-            found = np.fromfile(file, record.dtype).reshape(record.shape)
-            assert np.isfinite(found).all()
-            assert verify.compare({"y": found}, {"y": self.expected[record.name]}) <= LIMIT
+        assert self.error(compiled, *command) <= LIMIT

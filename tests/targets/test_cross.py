@@ -10,11 +10,12 @@ from tests.targets import cross
 # Every machine runs the digits CNN; the larger models share the machines among them.
 COMBINATIONS = [
     *(("digits_cnn", density, name)
-      for name in ("armv7", "riscv64", "riscv64-v128", "riscv64-v256", "aarch64:sve2",
+      for name in ("armv7", "riscv64", "riscv64-v128", "riscv64-v256", "aarch64-sve256",
                    "raspberry-pi-5", "x86-64-v2")
       for density in (1.0, 0.1)),
     ("mobilenet_v1", 0.1, "aarch64"),
     ("mobilenet_v1", 1.0, "armv7"),
+    ("minilm", 0.1, "a64fx"),
     ("resnet18", 1.0, "aarch64"),
     ("resnet18", 0.1, "riscv64-v256"),
     ("minilm", 0.1, "armv7"),

@@ -1,0 +1,144 @@
+"""Bundles of pruned models: build what a user would build, run it, compare with ONNX Runtime.
+
+A bundle for another machine runs under its emulator, a WebAssembly module in node, C source as the
+program that a C compiler of this machine makes of it.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from sparsegraph.targets import link
+from sparsegraph.targets.target import Target
+
+import benchmarks.prune
+from benchmarks import real_models, zoo
+from sparsegraph import targets, verify
+from sparsegraph.compile import Compiled, compile, load
+
+STRICT = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+MODULE_RUNNER = Path(__file__).with_name("run_module.mjs")
+TIMEOUT_S = 900
+
+
+class RunFailed(RuntimeError):
+    """A program of a bundle ended with an error, or wrote something that is no number."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at the size that bundles are checked at."""
+
+    name: str
+    sizes: dict[str, int]
+
+    def build(self, root: Path | None = None) -> onnx.ModelProto:
+        """The dense model; trained models come from their package or from below `root`."""
+        if self.name in real_models.MODELS:
+            return real_models.load(self.name, root)
+        return zoo.build(self.name, **self.sizes)
+
+
+MODELS = {
+    m.name: m
+    for m in (
+        Model("digits_cnn", {}),
+        Model("mobilenet_v1", {"size": 96}),
+        Model("ppocr_v2_cls", {}),
+        Model("resnet18", {"size": 64}),
+        Model("minilm", {"sequence": 64}),
+    )
+}
+
+
+class Case:
+    """A pruned model, its feeds, and what ONNX Runtime computes from them."""
+
+    def __init__(self, model: Model, density: float, root: Path | None = None) -> None:
+        dense = model.build(root)
+        layers = benchmarks.prune.selector_for(model.name)
+        self.proto = benchmarks.prune.magnitude(dense, density, layers=layers)
+        self.feeds = zoo.feeds(self.proto)
+        self.expected = verify.run_onnx(load(self.proto), self.feeds)
+
+    def compile(self, target: Target, path: Path) -> Compiled:
+        """The model for `target`, entirely native."""
+        return compile(self.proto, target, output=path, check=False, fallback=False)
+
+    def error(self, compiled: Compiled, *command: object) -> float:
+        """Run `command INPUTS... OUTPUTS...` on the feeds; max |a - b| / max |b| of the outputs.
+
+        Raises:
+            RunFailed: with what the program said.
+        """
+        folder = compiled.path.parent
+        inputs = self.write_inputs(compiled, folder)
+        outputs = [folder / f"out_{record.name}" for record in compiled.manifest.outputs]
+        done = execute(*command, *inputs, *outputs)
+        if done.returncode != 0:
+            raise RunFailed(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+        return self.compare(compiled, outputs)
+
+    def write_inputs(self, compiled: Compiled, folder: Path) -> list[Path]:
+        """One raw file per input, in the order of the model."""
+        files = []
+        for record in compiled.manifest.inputs:
+            files.append(folder / f"in_{record.name}")
+            np.ascontiguousarray(self.feeds[record.name]).tofile(files[-1])
+        return files
+
+    def compare(self, compiled: Compiled, files: list[Path]) -> float:
+        """max |a - b| / max |b| of the outputs in `files`.
+
+        Raises:
+            RunFailed: a value is no finite number.
+        """
+        worst = 0.0
+        for record, file in zip(compiled.manifest.outputs, files, strict=True):
+            found = np.fromfile(file, record.dtype).reshape(record.shape)
+            if not np.isfinite(found).all():
+                raise RunFailed(f"output '{record.name}' holds values that are not finite")
+            expected = {record.name: self.expected[record.name]}
+            worst = max(worst, verify.compare({record.name: found}, expected))
+        return worst
+
+
+def build_runner(target: Target, bundle: Path) -> Path:
+    """The example of the bundle, linked with its library."""
+    path = bundle.parent / f"run_{bundle.name}"
+    rpath = f"-Wl,-rpath,$ORIGIN/{bundle.name}"
+    sources = [bundle / "main.c", "-l:model.so", rpath]
+    command = [*link.driver(target), *STRICT, f"-L{bundle}", *sources, "-o", path]
+    subprocess.run(command, check=True)
+    return path
+
+
+def build_source(bundle: Path, compiler: str, *flags: str) -> Path:
+    """The example of a bundle of C files, built with `compiler` and every warning an error."""
+    path = bundle.parent / f"run_{compiler}_{bundle.name}"
+    files = [str(f) for f in sorted(bundle.glob("*.c"))]
+    subprocess.run([compiler, *STRICT, *flags, *files, "-lm", "-o", path], check=True)
+    return path
+
+
+def command(target: Target, bundle: Path) -> list[object]:
+    """Builds the bundle's program; the command that runs it, up to the inputs and outputs."""
+    if target.output == "wasm":
+        return [*target.emulator, MODULE_RUNNER, bundle]
+    if target.output == "c":
+        return [build_source(bundle, "gcc"), bundle / "weights.bin", 1]
+    program = build_runner(target, bundle)
+    return [*emulator(target), program, bundle / "weights.bin", 1]
+
+
+def emulator(target: Target) -> tuple[str, ...]:
+    """What runs the target's programs here; nothing on a machine that is one."""
+    return () if targets.runs_here(target) else target.emulator
+
+
+def execute(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep what it says."""
+    text = [str(word) for word in words]
+    return subprocess.run(text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
