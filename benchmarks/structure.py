@@ -1,0 +1,272 @@
+"""Channel removal on every topology, and what it gains.
+
+    python -m benchmarks.structure masked            30 % of every group: cut against masked
+    python -m benchmarks.structure dead              trained detector: what is dead in it, and time
+    python -m benchmarks.structure half              half of all units: latency against operations
+    python -m benchmarks.structure table             print the file
+
+`--only NAME ...` takes some, `--root FOLDER` is where unpacked wheels lie. Rows are merged into
+the file by command and model; the published file is `results/structure.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from benchmarks import engines, real_models, results, timing, zoo
+from benchmarks.zoo import decoder, light, swin, tagger, unet, yolox
+from sparsegraph import pipeline
+from sparsegraph.capture import load
+from sparsegraph.shrink import n_macs, n_parameters, shrink
+from sparsegraph.structure import cut, mask
+from sparsegraph.structure.groups import Group, groups
+from sparsegraph.structure.ties import Analysis, Policy, analyse
+from sparsegraph.verify import Session, compare, feeds_for
+
+FILE = Path(__file__).parent / "results" / "structure.json"
+SHARE = 0.3
+DEAD = "ppocr_v6_det"
+HALF = ("resnet50", "mobilenet_v2", "minilm")
+PLAN = timing.Plan(rounds=7, block_ms=250.0)
+Make = Callable[[], onnx.ModelProto]
+
+TOPOLOGIES: Mapping[str, Make] = {
+    **{
+        name: partial(zoo.build, name)
+        for name in (
+            "resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0",
+            "yolov8n", "minilm", "deit_tiny",
+        )
+    },
+    **{name: partial(light.light, name) for name in light.NAMES},
+    "yolox_tiny": yolox.yolox,
+    "swin_tiny": swin.swin_tiny,
+    "unet": unet.unet,
+    "decoder_gqa": decoder.decoder,
+    "decoder_gqa_tied": partial(decoder.decoder, tied=True),
+    "lstm_tagger": tagger.tagger,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Random 30 % of every group removed; `error` is max|a-b| / max|b| against the masked model."""
+
+    model: str
+    policy: str
+    n_groups: int
+    n_units: int
+    n_removed: int
+    analysis_s: float
+    parameters: int
+    parameters_left: int
+    error: float
+    absolute: float
+    """Largest difference itself: what counts where outputs are probabilities close to zero."""
+
+
+@dataclass(frozen=True)
+class Faster:
+    """One engine on a model before and after, interleaved in one process."""
+
+    model: str
+    engine: str
+    n_removed: int
+    parameters: int
+    parameters_left: int
+    macs: int
+    macs_left: int
+    file_bytes: int
+    file_bytes_left: int
+    ms: float
+    ms_left: float
+    error: float
+    """Change of the outputs; for a lossy cut: distance from the masked model."""
+
+    @property
+    def of_macs(self) -> float:
+        """Speed-up over the ratio of operations: one is all that can be expected."""
+        return (self.ms / self.ms_left) / (self.macs / self.macs_left)
+
+
+Row = Masked | Faster
+_KINDS: Mapping[str, type[Row]] = {"masked": Masked, "dead": Faster, "half": Faster}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure or print; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.structure")
+    parser.add_argument("what", choices=[*_KINDS, "table"])
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--root", type=Path, help="where unpacked wheels lie")
+    parser.add_argument("--json", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    if options.what == "table":
+        print(table(read(options.json)))
+        return 0
+    measure = {"masked": masked, "dead": dead, "half": half}[options.what]
+    for row in measure(options.only, options.root):
+        print(line(row), flush=True)
+        save(options.json, options.what, row, arguments)
+    return 0
+
+
+def masked(only: Sequence[str], root: Path | None) -> Iterator[Masked]:
+    """Every topology under every policy that applies to it."""
+    makers = dict(TOPOLOGIES)
+    for name in real_models.available(root):
+        makers[name] = partial(real_models.load, name, root)
+    for name, make in makers.items():
+        if only and name not in only:
+            continue
+        model = load(make())
+        if name in light.NAMES:  # their weights pass through Reshape and Unsqueeze
+            model = pipeline.optimize(model, verify=False, stop_after="remove_identity").model
+        yield cut_against_mask(name, model, Policy())
+        if name == "shufflenet":
+            yield cut_against_mask(name, model, Policy(grouped="within"))
+
+
+def cut_against_mask(name: str, model: ir.Model, policy: Policy) -> Masked:
+    """Remove a random share of every group and compare with the masked model."""
+    start = time.process_time()
+    analysis = analyse(model, policy)
+    found = groups(analysis)
+    took = time.process_time() - start
+    gone = random_units(analysis, found)
+    hidden, smaller = model.clone(), model.clone()
+    mask.apply(analyse(hidden, policy), gone)
+    cut.apply(analyse(smaller, policy), gone)
+    onnx.checker.check_model(ir.to_proto(smaller), full_check=True)
+    feed = feeds_for(model, 2)[1]
+    want, got = Session(hidden).run(feed), Session(smaller).run(feed)
+    return Masked(
+        name, policy.grouped, len(found), sum(len(g.roots) for g in found), int(gone.sum()), took,
+        n_parameters(model), n_parameters(smaller), compare(got, want),
+        max(float(np.abs(got[k] - want[k]).max()) for k in want),
+    )  # fmt: skip
+
+
+def random_units(analysis: Analysis, found: Sequence[Group], seed: int = 0) -> np.ndarray:
+    """Marks on a random share of the units of every group, at least one."""
+    rng = np.random.default_rng(seed)
+    gone = np.zeros(analysis.ties.forest.n, np.bool_)
+    for group in found:
+        n = max(1, int(SHARE * len(group.roots)))
+        gone[rng.permutation(group.roots)[:n]] = True
+    return cut.fill_empty(analysis, gone)
+
+
+def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
+    """The trained detector as it ships against itself without what is dead."""
+    model = load(real_models.load(DEAD, root))
+    before = pipeline.optimize(model, skip=["remove_dead_channels"])
+    after = pipeline.optimize(model)
+    (record,) = [r for r in after.records if r.name == "remove_dead_channels"]
+    error = max(
+        float(np.abs(a[k] - b[k]).max())
+        for feed in feeds_for(model)
+        for a, b in [(Session(after.model).run(feed), Session(before.model).run(feed))]
+        for k in b
+    )
+    yield from compared(DEAD, before.model, after.model, record.n_applied, error)
+
+
+def half(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
+    """Half of all units of a model, by weight norm."""
+    for name in only or HALF:
+        done = shrink(load(zoo.build(name)), 0.5)
+        base = pipeline.optimize(load(zoo.build(name))).model
+        n = sum(row.n_before - row.n_after for row in done.table)
+        yield from compared(name, base, done.model, n, done.error or 0.0)
+
+
+def compared(
+    name: str, before: ir.Model, after: ir.Model, n_removed: int, error: float
+) -> Iterator[Faster]:
+    """Both models in every engine, one thread, in turn."""
+    sizes = n_parameters(before), n_parameters(after), n_macs(before), n_macs(after)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{which}.onnx" for which in ("before", "after")]
+        for file, model in zip(files, (before, after)):
+            onnx.save(ir.to_proto(model), file)
+        n_bytes = [file.stat().st_size for file in files]
+        feed = feeds_for(before, 2)[1]
+        for engine in ("ort", "sparsegraph"):
+            ready = [engines.prepare(engine, file, feed, 1) for file in files]
+            with timing.pinned(1):
+                times = timing.interleave(dict(zip("ba", [one.call for one in ready])), PLAN)
+            ms = times["b"].median_ms, times["a"].median_ms
+            yield Faster(name, engine, n_removed, *sizes, n_bytes[0], n_bytes[1], *ms, error)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file."""
+    held = json.loads(path.read_text())["rows"]
+    return [_KINDS[kind](**fields) for kind, rows in held.items() for fields in rows]
+
+
+def save(path: Path, kind: str, row: Row, arguments: Sequence[str]) -> None:
+    """Merge a row into the file; one of the same model, policy and engine is replaced."""
+    held = json.loads(path.read_text())["rows"] if path.exists() else {}
+    fields = asdict(row)
+    key = [k for k in ("model", "policy", "engine") if k in fields]
+    rows = [one for one in held.get(kind, []) if any(one[k] != fields[k] for k in key)]
+    head = asdict(results.begin(["benchmarks.structure", *arguments]))
+    kept = {name: head[name] for name in ("created", "commit", "machine", "versions")}
+    text = json.dumps({**kept, "rows": {**held, kind: [*rows, fields]}}, indent=1)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows, those of one kind under their head."""
+    lines: list[str] = []
+    for kind, head in ((Masked, MASKED_HEAD), (Faster, FASTER_HEAD)):
+        own = [line(row) for row in rows if isinstance(row, kind)]
+        lines += [head, *own, ""] if own else []
+    return "\n".join(lines).rstrip()
+
+
+MASKED_HEAD = (
+    "model              policy  groups  units  removed  analysis  parameters left        error"
+)
+FASTER_HEAD = (
+    "model          engine       removed  parameters left     file MB        MACs left"
+    "           ms   faster  of MACs    error"
+)
+
+
+def line(row: Row) -> str:
+    """One row of the table."""
+    left = f"{row.parameters_left / row.parameters:.1%}"
+    if isinstance(row, Masked):
+        return (
+            f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
+            f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.error:9.0e}"
+        )
+    files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
+    return (
+        f"{row.model:14} {row.engine:12} {row.n_removed:7} {row.parameters:12,} {left:>6} "
+        f"{files:>13} {row.macs / 1e6:9,.0f} M {row.macs_left / row.macs:6.1%} "
+        f"{row.ms:6.1f} -> {row.ms_left:5.1f} {row.ms / row.ms_left:6.2f} {row.of_macs:8.2f} "
+        f"{row.error:8.0e}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
