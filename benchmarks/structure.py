@@ -59,6 +59,8 @@ TOPOLOGIES: Mapping[str, Make] = {
     "lstm_tagger": tagger.tagger,
 }  # fmt: skip
 
+_PLAIN = frozenset(TOPOLOGIES) - frozenset(light.NAMES)
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -117,8 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.what == "table":
         print(table(read(options.json)))
         return 0
-    measure = {"masked": masked, "dead": dead, "half": half}[options.what]
-    for row in measure(options.only, options.root):
+    for row in _MEASURES[options.what](options.only, options.root):
         print(line(row), flush=True)
         save(options.json, options.what, row, arguments)
     return 0
@@ -133,11 +134,10 @@ def masked(only: Sequence[str], root: Path | None) -> Iterator[Masked]:
         if only and name not in only:
             continue
         model = load(make())
-        if name in light.NAMES:  # their weights pass through Reshape and Unsqueeze
+        if name not in _PLAIN:  # shapes computed in the graph, weights behind Reshape
             model = pipeline.optimize(model, verify=False, stop_after="remove_identity").model
-        yield cut_against_mask(name, model, Policy())
-        if name == "shufflenet":
-            yield cut_against_mask(name, model, Policy(grouped="within"))
+        for policy in (Policy(), Policy(grouped="within"))[: 2 if name == "shufflenet" else 1]:
+            yield cut_against_mask(name, model, policy)
 
 
 def cut_against_mask(name: str, model: ir.Model, policy: Policy) -> Masked:
@@ -241,6 +241,12 @@ def table(rows: Sequence[Row]) -> str:
         lines += [head, *own, ""] if own else []
     return "\n".join(lines).rstrip()
 
+
+_MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] = {
+    "masked": masked,
+    "dead": dead,
+    "half": half,
+}
 
 MASKED_HEAD = (
     "model              policy  groups  units  removed  analysis  parameters left        error"

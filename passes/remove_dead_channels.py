@@ -1,7 +1,8 @@
 """Remove channels, heads, hidden units and branches that cannot change an output.
 
     c = Conv(x, w, b); r = Relu(c); y = Conv(r, v)    with zero filters in w, or zero slices in v
-        ->  the same two nodes with fewer channels     (constants move into the second bias)
+        ->  the same two nodes with fewer channels     (constants move into the second bias, or
+                                                       where v is padded into one constant channel)
     a = Add(x, branch)  with a branch that is always zero     ->  a = Add(x, {0})
 
 Axis positions are tied over the whole graph (`sparsegraph.structure`); a tied set goes when nothing
@@ -9,7 +10,7 @@ that sums over it can notice. Repeated until nothing more goes. What went, and w
 the graph's metadata under `sparsegraph.removed`.
 
 Declines when: a dead position is tied to a graph output, an operator without a rule or a norm over
-it; when another consumer reads it; or when its constant meets zero padding.
+it; when another consumer reads it; or when it is the constant that stands for others under padding.
 """
 
 import json
@@ -22,7 +23,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import int_attribute, is_op, static_shape
 from sparsegraph.rewrite import Decline, Fuel, Outcome
-from sparsegraph.structure import dead
+from sparsegraph.structure import bypass, dead
 from sparsegraph.structure.ties import Policy
 
 REMOVED = "sparsegraph.removed"
@@ -55,10 +56,10 @@ class RemoveDeadChannels:
 
 def _round(model: ir.Model, policy: Policy, fuel: Fuel) -> tuple[dead.Search, list[dead.Removal]]:
     found = dead.search(model, policy)
-    branches = dead.bypass(model, found.knowns) if fuel.left != 0 else []
+    branches = bypass.bypass(model, found.knowns) if fuel.left != 0 else []
     if branches:
         return found, branches
-    chosen = found.removable
+    chosen = found.removable.copy()
     for root in np.flatnonzero(chosen):
         chosen[root] = fuel.take()
     return found, dead.remove(model, found, chosen)

@@ -3,6 +3,7 @@
 They are real exports of 2017: weights as graph inputs, Unsqueeze and Reshape on weights, LRN, Sum.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -40,5 +41,5 @@ def _weight(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Around one for vectors (scales and variances), normal by fan-in otherwise."""
     if len(shape) == 1:
         return np.abs(rng.normal(1, 0.1, shape)).astype(np.float32)
-    spread = np.sqrt(2 / max(np.prod(shape[1:]), 1))
+    spread = math.sqrt(2 / max(math.prod(shape[1:]), 1))
     return rng.standard_normal(shape, np.float32) * np.float32(spread)

@@ -1,12 +1,14 @@
 """What can go without changing an output: dead producers, dead consumers, dead branches.
 
 A unit goes when every sum that reads it ignores it (zero slices of the weight), sees zeros, or sees
-constants whose contribution moves into the consumer's bias.
+constants whose contribution moves into the consumer's bias, or into the weights of another constant
+(`carry`).
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -16,20 +18,19 @@ from sparsegraph.graph import (
     all_names,
     float_attribute,
     is_constant,
-    is_op,
-    remove_dead,
-    remove_unused_initializers,
     static_shape,
 )
 from sparsegraph.layers import weighted
-from sparsegraph.rewrite import Builder, Decline, take_over
-from sparsegraph.structure import cut
+from sparsegraph.rewrite import Builder, Decline
+from sparsegraph.structure import carry, cut
 from sparsegraph.structure.known import Knowns, propagate
 from sparsegraph.structure.labels import FROZEN
+from sparsegraph.structure.rule import Shelf
 from sparsegraph.structure.ties import Analysis, Policy, Sink, analyse
 
 Mask = NDArray[np.bool_]
 _ZERO, _CONSTANT, _UNREAD = "always zero", "constant, moved into the next bias", "read by nothing"
+_CARRIED = "constant, moved into the weights of another constant"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Reading:
     """A sink with what it makes of each position.
 
     `ignored`: contributes nothing. `moved`: contributes a constant that `gain` turns into a bias.
-    `blocked` says why a constant cannot be moved.
+    `blocked` says why a constant cannot be moved. `shelf`: the weight, as input and axis, in which
+    a constant that stays can stand for others.
     """
 
     sink: Sink
@@ -54,15 +56,23 @@ class Reading:
     known: NDArray[np.float64]
     gain: NDArray[np.float64] | None
     blocked: str
+    shelf: Shelf | None
 
     @property
     def moved(self) -> Mask:
         return ~self.ignored & ~np.isnan(self.known) & (self.gain is not None)
 
     @property
+    def carried(self) -> Mask:
+        """Constants that another constant can stand for."""
+        return (
+            ~self.ignored & ~np.isnan(self.known) & (self.gain is None and self.shelf is not None)
+        )
+
+    @property
     def holds(self) -> Mask:
         """Positions that must stay because of this sink."""
-        return ~(self.ignored | self.moved)
+        return ~(self.ignored | self.moved | self.carried)
 
 
 @dataclass
@@ -72,18 +82,17 @@ class Search:
     analysis: Analysis
     knowns: Knowns
     readings: list[Reading]
-    held_by: dict[int, Reading] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def removable(self) -> Mask:
-        """By root: free, and no sink holds it."""
+        """By root: free, no sink holds it, and it need not stand for other constants."""
         n = self.analysis.ties.forest.n
         found = np.zeros(n, np.bool_)
         found[self.analysis.roots] = True
         found[FROZEN] = False
         for reading in self.readings:
             found[self.analysis.roots[reading.sink.labels[reading.holds]]] = False
-        return found
+        return carry.without_carriers(self, found)
 
 
 def search(model: ir.Model, policy: Policy) -> Search:
@@ -111,8 +120,9 @@ def _read(sink: Sink, knowns: Knowns) -> Reading:
     gain: NDArray[np.float64] | str = f"{sink.node.op_type} has no bias"
     if rule.fold is not None and (~ignored & ~np.isnan(known)).any():
         gain = rule.fold(sink.node, sink.at)
+    shelf = rule.shelf(sink.node, sink.at) if rule.shelf else None
     blocked = gain if isinstance(gain, str) else ""
-    return Reading(sink, ignored, known, None if isinstance(gain, str) else gain, blocked)
+    return Reading(sink, ignored, known, None if isinstance(gain, str) else gain, blocked, shelf)
 
 
 def remove(model: ir.Model, found: Search, chosen: Mask) -> list[Removal]:
@@ -121,7 +131,8 @@ def remove(model: ir.Model, found: Search, chosen: Mask) -> list[Removal]:
     if not gone.any():
         return []
     removals = list(_reasons(found, gone))
-    if _move_constants(model, found, gone):
+    n_carried = carry.move(model.graph, found, gone)
+    if _move_constants(model, found, gone) or n_carried:
         again = analyse(model, found.analysis.ties.policy)
         assert np.array_equal(again.roots, found.analysis.roots), "a bias changed the labels"
         cut.apply(again, gone)
@@ -138,6 +149,7 @@ def _reasons(found: Search, gone: Mask) -> Iterator[Removal]:
         at = roots[reading.sink.labels]
         why.update(dict.fromkeys(at[(reading.known == 0) & gone[at]].tolist(), _ZERO))
         why.update(dict.fromkeys(at[reading.moved & gone[at]].tolist(), _CONSTANT))
+        why.update(dict.fromkeys(at[reading.carried & gone[at]].tolist(), _CARRIED))
     batches = ties.forest.batch_of(np.array(list(why)))
     makers = [ties.makers.get(int(b)) for b in batches]
     names = [str(m.name or m.op_type) if m else "padding" for m in makers]
@@ -240,59 +252,11 @@ def _holding(found: Search) -> dict[int, str]:
         name = _name(reading.sink.node)
         for root in at[reading.holds & constant].tolist():
             reasons.setdefault(root, f"{name}: {reading.blocked}")
+        for root in at[reading.carried].tolist():
+            reasons.setdefault(root, f"{name}: {reading.blocked}; one stands for all of them")
         for root in at[reading.holds & ~constant].tolist():
             reasons.setdefault(root, f"{name} reads them")
     return reasons
-
-
-def bypass(model: ir.Model, knowns: Knowns) -> list[Removal]:
-    """Put constants in the place of branches whose every number is known; drop what adds zero."""
-    graph = model.graph
-    names = all_names(graph)
-    done: list[Removal] = []
-    for node in list(graph):
-        if not is_op(node, "Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Where"):
-            continue
-        for at, value in enumerate(node.inputs):
-            known = None if is_constant(value) else knowns.of(value)
-            if value is None or known is None or np.isnan(known).any():
-                continue
-            if not _keeps_shape(node, at, known) or value.dtype is None:
-                continue
-            build = Builder(graph, names, str(value.name))
-            if not _drop_zero(graph, node, at, known, build):
-                array = known.astype(value.dtype.numpy())
-                fixed = build.constant(array, f"{value.name}_known")
-                graph.register_initializer(fixed)
-                node.replace_input_with(at, fixed)
-            done.append(Removal(_name(value.producer()), 1, "a branch that holds a constant"))
-            break
-    if done:
-        remove_dead(graph)
-        remove_unused_initializers(graph)
-    return done
-
-
-def _drop_zero(
-    graph: ir.Graph, node: ir.Node, at: int, known: NDArray[np.float64], build: Builder
-) -> bool:
-    """Replace x + 0 and x - 0 by x; False where it is neither."""
-    other = node.inputs[1 - at] if len(node.inputs) == 2 else None
-    adds = is_op(node, "Add") or (is_op(node, "Sub") and at == 1)
-    if not adds or known.any() or other is None:
-        return False
-    if static_shape(other) != static_shape(node.outputs[0]) or is_constant(other):
-        return False
-    take_over(graph, node, node.outputs[0], other, set(), build)
-    return True
-
-
-def _keeps_shape(node: ir.Node, at: int, known: NDArray[np.float64]) -> bool:
-    others = [static_shape(v) for i, v in enumerate(node.inputs) if i != at and v is not None]
-    if any(shape is None for shape in others):
-        return False
-    shapes = [shape for shape in others if shape is not None]
-    return np.broadcast_shapes(known.shape, *shapes) == static_shape(node.outputs[0])
 
 
 def _name(node: ir.Node | None) -> str:

@@ -19,6 +19,7 @@ from sparsegraph.structure.align import align, right
 from sparsegraph.structure.cut import Cut
 from sparsegraph.structure.known import Known, Knowns
 from sparsegraph.structure.labels import Axis
+from sparsegraph.structure.rule import Shelf
 from sparsegraph.structure.ties import Ties, shape_of
 
 Array = NDArray[np.float64]
@@ -149,6 +150,13 @@ def fold_conv(node: ir.Node, at: int) -> Array | str:
     for number in range(group):
         gain[number, :, number] = weight[number].sum(axis=2).T
     return gain.reshape(group * n_in, group * n_out)
+
+
+def shelf_conv(node: ir.Node, at: int) -> Shelf | None:
+    """The weight's input channels; within groups they stand for several channels each."""
+    if at != 0 or not is_constant(node.inputs[1]) or int_attribute(node, "group", 1) > 1:
+        return None
+    return 1, 0 if node.op_type == "ConvTranspose" else 1
 
 
 def tie_matmul(t: Ties, node: ir.Node) -> None:

@@ -8,6 +8,7 @@ from sparsegraph.graph import constant, input_at, int_attribute, is_constant
 from sparsegraph.structure.cut import Cut
 from sparsegraph.structure.known import Knowns
 from sparsegraph.structure.labels import Axis
+from sparsegraph.structure.rule import Shelf
 from sparsegraph.structure.ties import Ties, shape_of
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -100,3 +101,8 @@ def silent_recurrent(node: ir.Node, at: int) -> NDArray[np.bool_] | None:
     block = again.reshape(again.shape[0], gates, size, size) != 0
     block[:, :, np.arange(size), np.arange(size)] = False
     return np.asarray(~block.any(axis=(0, 1, 2)))
+
+
+def shelf_recurrent(node: ir.Node, at: int) -> Shelf | None:
+    """The columns of the input weight."""
+    return (1, 2) if at == 0 else None

@@ -17,6 +17,9 @@ KnownRule: TypeAlias = Callable[[Knowns, ir.Node], None]
 CutRule: TypeAlias = Callable[[Cut, ir.Node], None]
 SilentRule: TypeAlias = Callable[[ir.Node, int], Mask | None]
 FoldRule: TypeAlias = Callable[[ir.Node, int], NDArray[np.float64] | str]
+Shelf: TypeAlias = tuple[int, int]
+"""Input and axis of the constant that a summed axis is multiplied with."""
+ShelfRule: TypeAlias = Callable[[ir.Node, int], Shelf | None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Rule:
     known of the outputs). `cut` adapts attributes and shape constants (without it nothing needs
     to be). `silent(node, at)`: which positions of the summed axis of input `at` the node ignores
     whatever they hold. `fold(node, at)`: [position, output], what the output gains when a position
-    holds one everywhere, or the reason why that is no constant per output.
+    holds one everywhere, or the reason why that is no constant per output. `shelf(node, at)`: the
+    constant that is linear in input `at`, position by position; None where there is no single one.
     """
 
     tie: TieRule
@@ -35,3 +39,4 @@ class Rule:
     cut: CutRule | None = None
     silent: SilentRule | None = None
     fold: FoldRule | None = None
+    shelf: ShelfRule | None = None

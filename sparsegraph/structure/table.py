@@ -11,10 +11,15 @@ from sparsegraph.structure.rule import Rule
 
 _POINTWISE = Rule(pw.tie_pointwise, pw.known_pointwise)
 _OVER_AXIS = Rule(pw.tie_over_axis)
-_CONV = Rule(pr.tie_conv, pr.known_conv, pr.cut_conv, pr.silent_conv, pr.fold_conv)
+_CONV = Rule(
+    pr.tie_conv, pr.known_conv, pr.cut_conv, pr.silent_conv, pr.fold_conv, pr.shelf_conv
+)  # fmt: skip
 _POOL = Rule(pool.tie_map, pool.known_pool)
 _REDUCE = Rule(pool.tie_reduce, pool.known_reduce)
-_RECURRENT = Rule(rec.tie_recurrent, rec.known_recurrent, rec.cut_recurrent, rec.silent_recurrent)
+_RECURRENT = Rule(
+    rec.tie_recurrent, rec.known_recurrent, rec.cut_recurrent, rec.silent_recurrent,
+    shelf=rec.shelf_recurrent,
+)  # fmt: skip
 _VIEW = Rule(rs.tie_reshape, rs.known_reshape)
 _CHANNEL_SCALE = pw.known_channel_scale
 

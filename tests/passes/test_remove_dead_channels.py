@@ -83,11 +83,77 @@ def test_relu_of_a_negative_constant_is_zero_so_padding_is_no_obstacle() -> None
     assert hidden(two(k=3, w=zeroed(weight(6, 3, 3, 3), DEAD), b=bias)) == 4
 
 
-def test_a_constant_under_padding_is_declined() -> None:
-    result = two(act="Sigmoid", k=3, w=zeroed(weight(6, 3, 3, 3), DEAD))
-    assert hidden(result) == 6
-    assert "2 dead positions stay" in reasons(result)
+@pytest.mark.parametrize("dead", [[1, 4], [0, 1, 2, 3, 5]])
+def test_one_constant_under_padding_stands_for_all(dead: list[int]) -> None:
+    w, v = zeroed(weight(6, 3, 3, 3), dead), weight(4, 6, 3, 3)
+    result = two(act="Sigmoid", k=3, w=w, v=v)
+    assert hidden(result) == 7 - len(dead)
+    assert result.n_applied == len(dead) - 1
+    value = 1 / (1 + np.exp(-weight(6).astype(np.float64)))
+    kept = max(dead, key=lambda at: value[at])
+    column = sum(v[:, at] * value[at] / value[kept] for at in dead)
+    place = [at for at in range(6) if at == kept or at not in dead].index(kept)
+    assert np.allclose(result.weight("v")[:, place], column, atol=1e-6)
+    assert np.array_equal(result.weight("d"), weight(4)), "the bias has no part in it"
+    (entry,) = json.loads(result.model.graph.metadata_props[REMOVED])
+    assert entry["reason"] == "constant, moved into the weights of another constant"
+    assert "1 dead positions stay" in reasons(result)
     assert "pads the map" in reasons(result)
+    assert "one stands for all of them" in reasons(result)
+
+
+def test_a_constant_alone_under_padding_stays() -> None:
+    result = two(act="Sigmoid", k=3, w=zeroed(weight(6, 3, 3, 3), [2]))
+    assert result.n_applied == 0
+    assert "a constant channel is no constant at the border" in reasons(result)
+
+
+def test_a_small_constant_does_not_stand_for_large_ones() -> None:
+    bias = weight(6)
+    bias[[1, 3, 4]] = [5.0, 1e-6, 4.0]
+    result = two(act="Relu", k=3, w=zeroed(weight(6, 3, 3, 3), [1, 3, 4]), b=bias)
+    assert np.array_equal(result.weight("b"), np.delete(bias, [3, 4]))
+
+
+def test_each_padded_reader_keeps_what_it_needs() -> None:
+    """Channels 1 and 4 are constant for both; the second is not padded and moves what went."""
+    text = """g (float[1,3,6,6] x) => (float[1,4,6,6] y, float[1,2,6,6] z) {
+        c = Conv<pads=[1,1,1,1]>(x, w, b)  r = Sigmoid(c)  y = Conv<pads=[1,1,1,1]>(r, v)
+        z = Conv(r, u) }"""
+    result = run(
+        STEP, text, w=zeroed(weight(6, 3, 3, 3), DEAD), b=weight(6), v=weight(4, 6, 3, 3),
+        u=weight(2, 6, 1, 1),
+    )  # fmt: skip
+    assert result.weight("v").shape[1] == 5
+    assert len(result.model.graph[-1].inputs) == 3
+
+
+def test_a_shared_weight_carries_in_its_own_copy() -> None:
+    text = """g (float[1,3,6,6] x, float[1,6,6,6] s) => (float[1,4,6,6] y, float[1,4,6,6] z) {
+        c = Conv(x, w, b)  y = Conv<pads=[1,1,1,1]>(c, v)  z = Conv<pads=[1,1,1,1]>(s, v) }"""
+    v = weight(4, 6, 3, 3)
+    result = run(STEP, text, w=zeroed(weight(6, 3, 1, 1), DEAD), b=weight(6), v=v)
+    first, second = (n.inputs[1] for n in list(result.model.graph)[1:])
+    assert first.shape == (4, 5, 3, 3)  # type: ignore[union-attr]
+    assert np.array_equal(second.const_value.numpy(), v)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("attributes", ["pads=[1,1,1,1], strides=[2,2]", "strides=[2,2]"])
+def test_constants_of_a_transposed_convolution(attributes: str) -> None:
+    size = 11 if "pads" in attributes else 13
+    text = f"""g (float[1,3,6,6] x) => (float[1,4,{size},{size}] y) {{
+        c = Conv(x, w, b)  y = ConvTranspose<{attributes}>(c, v) }}"""
+    w = zeroed(weight(6, 3, 1, 1), DEAD)
+    result = run(STEP, text, w=w, b=weight(6), v=weight(6, 4, 3, 3))
+    assert result.weight("v").shape == (5, 4, 3, 3)
+
+
+def test_constant_inputs_of_an_lstm() -> None:
+    text = """g (float[4,1,3] x) => (float[4,1,1,2] y) {
+        e = MatMul(x, t)  s = Sigmoid(e)  h = LSTM<hidden_size=5>(s, w, r)  y = MatMul(h, v) }"""
+    arrays = {"w": weight(1, 20, 6), "r": weight(1, 20, 5), "v": weight(5, 2)}
+    result = run(STEP, text, t=zeroed(weight(3, 6), DEAD, 1), **arrays)
+    assert result.weight("w").shape == (1, 20, 5)
 
 
 def test_a_missing_bias_is_made() -> None:

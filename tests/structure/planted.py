@@ -95,9 +95,9 @@ def bottleneck(p: Plan) -> None:
         mask[0, dead] = 0
         h = p.build.op("Mul", h, p.put("mask", mask))
     y = conv(p, h, w2, b2, True)
-    constant = kind in ("bias", "norm") and k2 > 1
-    kept = hidden - (0 if kind == "none" or constant else len(dead))
-    p.sites.append(Site(site, 0, hidden, kept, constant))
+    carried = kind in ("bias", "norm") and k2 > 1  # one constant stays for all under padding
+    kept = hidden - (0 if kind == "none" else len(dead)) + carried
+    p.sites.append(Site(site, 0, hidden, kept, carried and len(dead) == 1))
     p.at = p.build.op("Add", p.at, y) if rng.random() < 0.7 else y
 
 
