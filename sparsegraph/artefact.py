@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sparsegraph import memory, runtime
 from sparsegraph.errors import UsageError, message
 from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
-from sparsegraph.targets import bundle, driver, emit, link
+from sparsegraph.targets import bundle, driver, emit, features, link
 from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.target import Target
 
@@ -117,10 +117,18 @@ class MemberRecord(_Record):
     n_bytes: int
 
 
+class CodeRecord(VariantRecord):
+    """The model for a better CPU than the one that the rest of the manifest is about."""
+
+    target: TargetRecord
+    variants: tuple[VariantRecord, ...]
+
+
 class Manifest(VariantRecord):
     """`manifest.json`: what the first variant is, and what all have in common.
 
     Attributes:
+        codes: the same model for CPUs with more features, the best first: `sg_code_index`.
         variants: the others, for other shapes.
         model_sha256: hash of the ONNX model that was compiled.
         tools: tool -> version.
@@ -135,10 +143,18 @@ class Manifest(VariantRecord):
     target: TargetRecord
     tools: dict[str, str]
     variants: tuple[VariantRecord, ...] = ()
+    codes: tuple[CodeRecord, ...] = ()
     passes: list[JsonValue]
     verification: dict[str, JsonValue]
     layers: list[dict[str, JsonValue]]
     members: dict[str, MemberRecord]
+
+
+class Code(NamedTuple):
+    """The model as one kind of CPU runs it."""
+
+    target: Target
+    plan: Plan
 
 
 def write(
@@ -148,6 +164,7 @@ def write(
     meta: Mapping[str, Any],
     progress: Progress | None = None,
     check: Check | None = None,
+    better: Sequence[Code] = (),
 ) -> Manifest:
     """Compile `plan` for `target` into the folder `path`.
 
@@ -160,6 +177,8 @@ def write(
         progress: called as `progress("compile kernels", done, total)`.
         check: runs the finished folder before it appears under `path`; what it returns is the
             verification record, what it raises stops the work.
+        better: the same model for CPUs that have all features of `target` and more, the best first;
+            the library picks one when it is loaded. All of it must be native.
 
     Raises:
         UsageError: `path` cannot be written, or holds something that is not an artefact.
@@ -168,10 +187,11 @@ def write(
     output = Path(path)
     _check_output(output)
     with _output_errors(output), _sibling(output) as folder:
-        segments, n_weight_bytes = _place(plan, folder / runtime.WEIGHTS)
-        _build_library(segments, n_weight_bytes, target, folder, progress or _silent)
+        codes = [*better, Code(target, plan)]
+        placed, n_weight_bytes = _place([c.plan for c in codes], folder / runtime.WEIGHTS)
+        _build_library(codes, placed, n_weight_bytes, folder, progress or _silent)
         _write_fallbacks(plan, folder)
-        manifest = _manifest(plan, segments, target, meta, _members(folder))
+        manifest = _manifest(codes, placed, meta, _members(folder))
         _write_manifest(manifest, folder)
         if check is not None:
             manifest = manifest.model_copy(update={"verification": check(folder)})
@@ -187,20 +207,24 @@ def _silent(stage: str, done: int, total: int) -> None:
 # ---------------------------------------------------------------- weights
 
 
-def _place(plan: Plan, path: Path) -> tuple[list[driver.Segment], int]:
-    """Write the weight file; memory and weight places of every program, and the file's size."""
+def _place(plans: Sequence[Plan], path: Path) -> tuple[list[list[driver.Segment]], int]:
+    """Write the weight file; per plan where memory and weights of its programs lie; its size."""
     places: dict[bytes, int] = {}
-    programs = [s for s in _all_segments(plan) if isinstance(s, Program)]
     with path.open("wb") as file:
-        segments = []
-        for program in programs:
-            weights = {
-                name: _append(file, program.weights[name], places)
-                for name in _weights_in_use(program)
-            }
-            segments.append(driver.Segment(program, memory.plan(program), weights))
+        placed = [[_segment(p, file, places) for p in _programs(plan)] for plan in plans]
         file.write(bytes(memory.SLACK))
-        return segments, file.tell()
+        return placed, file.tell()
+
+
+def _programs(plan: Plan) -> list[Program]:
+    return [s for s in _all_segments(plan) if isinstance(s, Program)]
+
+
+def _segment(program: Program, file: Any, places: dict[bytes, int]) -> driver.Segment:
+    weights = {
+        name: _append(file, program.weights[name], places) for name in _weights_in_use(program)
+    }
+    return driver.Segment(program, memory.plan(program), weights)
 
 
 def _weights_in_use(program: Program) -> list[str]:
@@ -230,43 +254,61 @@ def _append(file: Any, weight: np.ndarray, places: dict[bytes, int]) -> int:
 
 
 def _build_library(
-    segments: Sequence[driver.Segment],
+    codes: Sequence[Code],
+    placed: Sequence[Sequence[driver.Segment]],
     n_weight_bytes: int,
-    target: Target,
     folder: Path,
     progress: Progress,
 ) -> None:
-    if not segments:
+    target = codes[-1].target
+    if not placed[-1]:
         return
-    kernels = list(driver.unique_kernels([s.program for s in segments]).values())
+    drivers = [
+        driver.Code(
+            segments, tuple(sorted(features(code.target))), f"__{i}" if i + 1 < len(codes) else ""
+        )
+        for i, (code, segments) in enumerate(zip(codes, placed, strict=True))
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         text = Path(temporary, "driver.c")
-        text.write_text(driver.generate(segments, n_weight_bytes))
+        text.write_text(driver.generate(drivers, n_weight_bytes))
         if target.output == "c":
+            kernels = list(drivers[-1].kernels.values())
             bundle.write_source(kernels, text, target, folder, folder / runtime.WEIGHTS)
             return
-        objects = _compile(kernels, target, Path(temporary), progress)
+        work = [
+            _Work(kernel, code.target, kernel.name + suffixed.suffix)
+            for code, suffixed in zip(codes, drivers, strict=True)
+            for kernel in suffixed.kernels.values()
+        ]
+        objects = _compile(work, Path(temporary), progress)
         write = bundle.write_wasm if target.output == "wasm" else bundle.write_library
         write(objects, text, target, folder)
 
 
-def _compile(
-    kernels: Sequence[Kernel], target: Target, folder: Path, progress: Progress
-) -> list[Path]:
+class _Work(NamedTuple):
+    """A kernel to compile, and the symbol that it gets."""
+
+    kernel: Kernel
+    target: Target
+    symbol: str
+
+
+def _compile(work: Sequence[_Work], folder: Path, progress: Progress) -> list[Path]:
     """One object per kernel, so that the code does not depend on how many cores compile it."""
-    paths = [folder / f"{i}.o" for i in range(len(kernels))]
+    paths = [folder / f"{i}.o" for i in range(len(work))]
     done = 0
-    progress("compile kernels", done, len(kernels))
+    progress("compile kernels", done, len(work))
 
     def compile_one(i: int) -> None:
-        kernel = kernels[i]
-        emit.write_object({kernel.name: prim_func(kernel, target)}, target, paths[i])
+        kernel, target, symbol = work[i]
+        emit.write_object({symbol: prim_func(kernel, target, symbol)}, target, paths[i])
 
     pool = ThreadPoolExecutor(os.cpu_count() or 1)  # TVM lets go of the GIL while LLVM works
     try:
-        for _ in pool.map(compile_one, range(len(kernels))):
+        for _ in pool.map(compile_one, range(len(work))):
             done += 1
-            progress("compile kernels", done, len(kernels))
+            progress("compile kernels", done, len(work))
     finally:
         pool.shutdown(cancel_futures=True)
     return paths
@@ -300,33 +342,49 @@ def _members(folder: Path) -> dict[str, MemberRecord]:
 
 
 def _manifest(
-    plan: Plan,
-    segments: Sequence[driver.Segment],
-    target: Target,
+    codes: Sequence[Code],
+    placed: Sequence[Sequence[driver.Segment]],
     meta: Mapping[str, Any],
     members: dict[str, MemberRecord],
 ) -> Manifest:
     known = {"model_sha256", "passes", "verification", "tools"}
     assert known >= meta.keys(), f"unknown meta: {sorted(meta.keys() - known)}"
-    records = list(_segments(plan, segments))
-    variants = [_variant(p, [records.pop(0) for _ in p.segments]) for p in (plan, *plan.variants)]
+    *better, (target, plan) = codes
+    variants = _variants(plan, placed[-1])
     return Manifest(
         model_sha256=meta["model_sha256"],
-        target=TargetRecord(
-            text=str(target),
-            arch=target.arch,
-            triple=target.triple,
-            cpu=target.cpu,
-            features=(*target.features, *target.extra_features),
-        ),
+        target=_target(target),
         tools=dict(sorted({**_tools(target), **meta.get("tools", {})}.items())),
         **dict(variants[0]),
         variants=tuple(variants[1:]),
+        codes=tuple(_code(c, segments) for c, segments in zip(better, placed)),
         passes=list(meta.get("passes", [])),
         verification=dict(meta.get("verification", {})),
         layers=plan.layers,
         members=members,
     )
+
+
+def _code(code: Code, placed: Sequence[driver.Segment]) -> CodeRecord:
+    variants = _variants(code.plan, placed)
+    return CodeRecord(
+        target=_target(code.target), **dict(variants[0]), variants=tuple(variants[1:])
+    )
+
+
+def _target(target: Target) -> TargetRecord:
+    return TargetRecord(
+        text=str(target),
+        arch=target.arch,
+        triple=target.triple,
+        cpu=target.cpu,
+        features=(*target.features, *target.extra_features),
+    )
+
+
+def _variants(plan: Plan, placed: Sequence[driver.Segment]) -> list[VariantRecord]:
+    records = list(_segments(plan, placed))
+    return [_variant(p, [records.pop(0) for _ in p.segments]) for p in (plan, *plan.variants)]
 
 
 def _variant(plan: Plan, segments: Sequence[NativeRecord | FallbackRecord]) -> VariantRecord:

@@ -155,7 +155,10 @@ def shrink(
     calibration: Annotated[
         Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
     ] = None,
-    multiple: Annotated[int, typer.Option(min=1, help="Keep multiples of this many.")] = 1,
+    multiple: Annotated[
+        str,
+        typer.Option(help="Round channel counts up to multiples of this many, or 'measured'."),
+    ] = "1",
     within_groups: Annotated[
         bool, typer.Option(help="Cut the same index in all groups of grouped convolutions.")
     ] = False,
@@ -179,7 +182,8 @@ def shrink(
     inputs = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
     feeds = () if calibration is None else options.read_calibration(calibration, inputs)
     done = run(
-        captured, options.keep(keep or ()), by, calibration=feeds, multiple=multiple,
+        captured, options.keep(keep or ()), by, calibration=feeds,
+        multiple=options.multiple(multiple),
         grouped="within" if within_groups else "whole", through_norm=through_norm,
     )  # fmt: skip
     output.write_model(to, done.model)
@@ -277,16 +281,17 @@ def compile_model(
 
     `--dim sequence=32,64,128` makes one artefact that takes each of these shapes.
     `--target A --target B` makes one bundle per target: model.A.sg, model.B.sg.
+    `--target A+B` makes one library that picks its code by the CPU: x86-64-v4+x86-64-v3+x86-64-v2.
     """
     from sparsegraph import explain
     from sparsegraph.compile import compile as run
     from sparsegraph.compile import load
-    from sparsegraph.targets import get as get_target
+    from sparsegraph.targets import codes
 
     screen = _screen(json, html)
     paths = options.bundles(to or Path(model.with_suffix(".sg").name), target or ("native",))
     for name, path in paths.items():
-        get_target(name)
+        codes(name)
         output.check_folder(path)
     variants = options.variants(shape or (), dim or ())
     manifests = []

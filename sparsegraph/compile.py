@@ -18,9 +18,10 @@ from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import UnsupportedError, VerifyError, message
 from sparsegraph.lower import partition
+from sparsegraph.program import Plan
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
-from sparsegraph.targets import get, runs_here
+from sparsegraph.targets import codes, runs_here
 from sparsegraph.targets.target import Target
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
@@ -100,7 +101,8 @@ def compile(
     Args:
         source: an ONNX path, bytes, ModelProto or onnx_ir.Model; or a torch module or
             ExportedProgram together with `example_inputs`.
-        target: a name that `sparsegraph targets` lists; `native` is this machine.
+        target: a name that `sparsegraph targets` lists; `native` is this machine; `A+B` makes one
+            library with code for both, which picks by the CPU when it is loaded.
         shapes: values of dynamic dimensions, by dimension name, or whole shapes by input name; a
             list of these makes one artefact that takes each of them.
         threads: threads that the plan should keep busy.
@@ -118,29 +120,38 @@ def compile(
         VerifyError: the outputs differ from ONNX Runtime's.
     """
     report = progress or _silent
-    machine = get(target) if isinstance(target, str) else target
+    machines = codes(target) if isinstance(target, str) else [target]
+    machine = machines[-1]
     is_here = runs_here(machine)
     several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
+    fallback = fallback and len(machines) == 1
     if machine.output != "library":  # there is no ONNX Runtime, and the loaders take one shape
         fallback = False
         if len(several) > 1:
             fix = "compile one bundle per shape"
             found = f"{len(several)} shapes"
             raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
-    models, plans, records = [], [], []
+    models, records = [], []
+    plans: list[list[Plan]] = [[] for _ in machines]
     for one in several:
         report("capture", 0, 1)
         model = load(source, example_inputs, one)
         optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=_counter(report))
         report("plan", 0, 1)
-        plan = partition.plan(optimized.model, machine, threads=threads, allow_fallback=fallback)
+        for made, one_machine in zip(plans, machines, strict=True):
+            made.append(
+                partition.plan(
+                    optimized.model, one_machine, threads=threads, allow_fallback=fallback
+                )
+            )
+        plan = plans[-1][-1]
         if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
             reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
-            plan = partition.whole_model_fallback(model, plan, reason)
+            plans[-1][-1] = partition.whole_model_fallback(model, plan, reason)
         models.append(model)
-        plans.append(plan)
         records.append([_record(r) for r in optimized.records])
-    plans[0].variants = plans[1:]
+    for made in plans:
+        made[0].variants = made[1:]
     meta = {"model_sha256": model_digest(models[0]), "passes": records[0]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
 
@@ -148,7 +159,8 @@ def compile(
         report("verify", 0, 1)
         return _prove(models, folder, threads) if check and is_here else {"checked": False}
 
-    manifest = artefact.write(plans[0], machine, path, meta, report, prove)
+    *better, code = (artefact.Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
+    manifest = artefact.write(code.plan, code.target, path, meta, report, prove, better)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest)
 

@@ -21,7 +21,7 @@ import numpy as np
 from sparsegraph.errors import ArtefactError, UsageError, message
 from sparsegraph.targets import cpu_features
 
-SCHEMA = 1  # version of manifest.json
+SCHEMA = 2  # version of manifest.json
 ABI = 1  # SG_ABI in runtime.h
 MANIFEST, CHECKSUM = "manifest.json", "manifest.sha256"
 LIBRARY, WEIGHTS, HEADER = "model.so", "weights.bin", "runtime.h"
@@ -63,7 +63,11 @@ class StepTime:
 
 
 class InferenceSession:
-    """A compiled model, ready to run. Safe to share between threads."""
+    """A compiled model, ready to run. Safe to share between threads.
+
+    Attributes:
+        target: the machine whose code runs, of those that the artefact has code for.
+    """
 
     def __init__(
         self,
@@ -92,7 +96,9 @@ class InferenceSession:
         check_machine(self.manifest["target"], str(folder))
         members = _Members(folder, self.manifest["members"])
         native = _Native(members, self.threads) if LIBRARY in members.records else None
-        records = [self.manifest, *self.manifest["variants"]]
+        code = native.code(self.manifest) if native else self.manifest
+        self.target: str = code["target"]["text"]
+        records = [code, *code["variants"]]
         self._variants = [_Variant(r, members, native, self.threads) for r in records]
         self._names = {b.name for b in self._variants[0].inputs}
         self._output_names = [b.name for b in self._variants[0].outputs]
@@ -254,6 +260,20 @@ class _Native:
         self.free: list[Array] = []  # workspaces of calls that ended
         self.pool: Any = None
         self.process = 0
+
+    def code(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The part of the manifest about the code that the library picked for this CPU.
+
+        Raises:
+            ArtefactError: it found none; names what the CPU lacks.
+        """
+        index = self.library.sg_code_index()
+        if index < 0:
+            found = f"a CPU without {self.library.sg_missing_feature().decode()}"
+            need, fix = manifest["target"]["text"], "compile with --target native on this machine"
+            raise ArtefactError(message("member", LIBRARY, found, need, fix))
+        codes: list[dict[str, Any]] = [*manifest["codes"], manifest]
+        return codes[index]
 
     def call(self, segment: int, inputs: Any, outputs: Any, seconds: Any) -> None:
         """One `sg_profile`, in a workspace of its own.
@@ -489,7 +509,7 @@ def _load(path: Path, digest: str) -> Any:
     library.sg_pool_create.argtypes = [number, ctypes.POINTER(pointer)]
     library.sg_pool_destroy.argtypes = [pointer]
     library.sg_pool_destroy.restype = None
-    library.sg_status_text.restype = ctypes.c_char_p
+    library.sg_status_text.restype = library.sg_missing_feature.restype = ctypes.c_char_p
     return library
 
 

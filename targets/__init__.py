@@ -1,6 +1,7 @@
 """Machines, and the code generated for them: targets, layouts, TIR emission, kernel families."""
 
 import ctypes
+import itertools
 import platform
 from pathlib import Path
 
@@ -22,6 +23,28 @@ def get(text: str) -> Target:
     return native() if text == "native" else parse(text, KNOWN)
 
 
+def codes(text: str) -> list[Target]:
+    """The targets of `A+B+C`, best first: code of one library that each CPU takes its own from.
+
+    Raises:
+        UnsupportedError: as `get`; or they are not shared libraries of one machine family, each of
+            which has all features of the next.
+    """
+    found = sorted(map(get, text.split("+")), key=lambda t: -len(features(t)))
+    for better, worse in itertools.pairwise(found):
+        same = better.triple == worse.triple and better.output == worse.output == "library"
+        if not same or not features(better) > features(worse):
+            need = f"all features of {worse} and more, in a shared library for {worse.triple}"
+            fix = "compile one bundle per target"
+            raise UnsupportedError(message("target", text, f"{better} beside {worse}", need, fix))
+    return found
+
+
+def features(target: Target) -> frozenset[str]:
+    """All CPU features that code for `target` may use."""
+    return frozenset((*target.features, *target.extra_features))
+
+
 def native() -> Target:
     """The first target that this machine can run (families list the widest vectors first).
 
@@ -39,8 +62,7 @@ def native() -> Target:
 
 def runs_here(target: Target) -> bool:
     """True if this machine is of the target's family and has its features."""
-    needed = {*target.features, *target.extra_features}
-    return target.arch == platform.machine() and cpu_features() >= needed
+    return target.arch == platform.machine() and cpu_features() >= features(target)
 
 
 def cpu_features() -> set[str]:

@@ -1,4 +1,5 @@
-/* What `pool.c` takes from a POSIX system, where there is none: one thread, no clock. */
+/* What `pool.c` takes from a POSIX system, where there is none: one thread, no clock,
+ * one CPU. */
 #include "driver.h"
 
 #include <stddef.h>
@@ -22,5 +23,10 @@ int32_t sg_pool_threads(sg_pool *pool)
 }
 
 void sg_pool_run(sg_pool *pool, sg_work *work, const void *argument) { work(argument, pool, 0, 1); }
+
+/* The engine or the one who builds the source sees to it that the CPU fits. */
+int32_t sg_code_index(void) { return 0; }
+const char *sg_missing_feature(void) { return NULL; }
+const char *sg_cpu_error(void) { return ""; }
 
 double sg_now(void) { return 0; }

@@ -15,7 +15,7 @@ from sparsegraph.targets.target import Target
 
 SOURCES = Path(__file__).parent
 LIBRARY, MODULE = "model.so", "model.wasm"
-RUNTIME = ("runtime.c", "pool.c", "instance.c")
+RUNTIME = ("runtime.c", "pool.c", "cpu.c", "instance.c")
 BARE_RUNTIME = ("runtime.c", "bare.c", "instance.c")
 ARRAY_LIMIT = 8 << 20  # bytes of weights as a C array: larger ones take compilers gigabytes
 

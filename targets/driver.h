@@ -26,7 +26,13 @@ typedef struct {
     int64_t arena_bytes, scratch_bytes; /* multiples of 64; scratch of one thread */
 } sg_segment;
 
-extern const sg_segment sg_segments[];
+typedef struct {
+    const sg_segment *segments;  /* sg_segment_count of them */
+    const char *const *features; /* that the CPU must have, in LLVM's words; NULL ends them */
+} sg_code;
+
+extern const sg_code sg_codes[]; /* the best first */
+extern const int32_t sg_code_count;
 extern const int32_t sg_segment_count;
 extern const int64_t sg_weight_file_bytes;
 
@@ -38,6 +44,8 @@ void sg_pool_run(sg_pool *pool, sg_work *work, const void *argument);
 /* Returns when all threads of the pool have called it. */
 void sg_pool_barrier(sg_pool *pool);
 int32_t sg_pool_threads(sg_pool *pool); /* NULL: 1 */
+
+const char *sg_cpu_error(void); /* for people; where sg_missing_feature is not NULL */
 
 double sg_now(void); /* seconds since any moment; 0 where there is no clock */
 

@@ -1,5 +1,7 @@
 """The C text that calls a model's kernels in order: tables for `runtime.c`, one function a step.
 
+A library may hold the model several times, as codes for CPUs with different features.
+
 All addresses are literals: inputs and outputs by index, weights by their place in the weight file,
 temporaries by their place in the arena. `driver.h` declares the tables.
 """
@@ -35,6 +37,25 @@ class Segment:
     weights: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Code:
+    """The model for one kind of CPU.
+
+    Attributes:
+        features: CPU features that its kernels use, in LLVM's words.
+        suffix: what its kernels' names end with, so that several codes fit into one library.
+    """
+
+    segments: Sequence[Segment]
+    features: tuple[str, ...] = ()
+    suffix: str = ""
+
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """Every kernel that it calls, by name."""
+        return unique_kernels([segment.program for segment in self.segments])
+
+
 def unique_kernels(programs: Sequence[Program]) -> dict[str, Kernel]:
     """Every kernel that the programs call, by name, in alphabetical order."""
     kernels: dict[str, Kernel] = {}
@@ -45,25 +66,52 @@ def unique_kernels(programs: Sequence[Program]) -> dict[str, Kernel]:
     return dict(sorted(kernels.items()))
 
 
-def generate(segments: Sequence[Segment], weight_file_bytes: int) -> str:
-    """The driver of a model; equal arguments give equal text."""
-    kernels = unique_kernels([s.program for s in segments])
-    prototypes = [emit.c_declaration(name, k.params) for name, k in kernels.items()]
+def generate(codes: Sequence[Code], weight_file_bytes: int) -> str:
+    """The driver of a model; equal arguments give equal text.
+
+    Args:
+        codes: the best first; all have the same number of segments.
+    """
+    counts = {len(code.segments) for code in codes}
+    assert len(counts) == 1, f"codes with {sorted(counts)} segments"
+    prototypes = [
+        emit.c_declaration(name + code.suffix, kernel.params)
+        for code in codes
+        for name, kernel in code.kernels.items()
+    ]
     parts = [
         '#include "driver.h"\n\n#include <math.h>\n#include <stddef.h>\n',
         "#pragma GCC visibility push(hidden)",
         *prototypes,
         "#pragma GCC visibility pop\n",
     ]
-    for i, segment in enumerate(segments):
-        parts += _segment_text(i, segment)
-    rows = [_segment_row(i, segment) for i, segment in enumerate(segments)]
+    for i, code in enumerate(codes):
+        parts += _code_text(i, code)
+    rows = [f"    {{segments_{i}, features_{i}}}" for i in range(len(codes))]
     parts += [
-        f"const sg_segment sg_segments[] = {{\n{','.join(rows) or '    {0}'}\n}};",
-        f"const int32_t sg_segment_count = {len(segments)};",
+        f"const sg_code sg_codes[] = {{\n{_lines(rows)}\n}};",
+        f"const int32_t sg_code_count = {len(codes)};",
+        f"const int32_t sg_segment_count = {counts.pop()};",
         f"const int64_t sg_weight_file_bytes = {weight_file_bytes};\n",
     ]
     return "\n".join(parts)
+
+
+def _code_text(i: int, code: Code) -> list[str]:
+    parts = []
+    for j, segment in enumerate(code.segments):
+        parts += _segment_text(f"{i}_{j}", segment, code.suffix)
+    rows = [_segment_row(f"{i}_{j}", segment) for j, segment in enumerate(code.segments)]
+    words = ", ".join([*map(c_string, code.features), "NULL"])
+    return [
+        *parts,
+        f"static const sg_segment segments_{i}[] = {{\n{_lines(rows) or '    {0}'}\n}};",
+        f"static const char *const features_{i}[] = {{{words}}};\n",
+    ]
+
+
+def _lines(rows: Sequence[str]) -> str:
+    return ",\n".join(rows)
 
 
 def step_name(step: Step) -> str:
@@ -71,11 +119,11 @@ def step_name(step: Step) -> str:
     return ", ".join(step.nodes) or step.kernel.name
 
 
-def _segment_text(i: int, segment: Segment) -> list[str]:
+def _segment_text(i: str, segment: Segment, suffix: str) -> list[str]:
     program = segment.program
     starts = segment.memory.scratch_starts
     parts = [
-        _step_text(f"step_{i}_{j}", step, start, segment)
+        _step_text(f"step_{i}_{j}", step, start, segment, suffix)
         for j, (step, start) in enumerate(zip(program.steps, starts, strict=True))
     ]
     parts += _tensors_text(f"inputs_{i}", program.inputs)
@@ -90,7 +138,7 @@ def _segment_text(i: int, segment: Segment) -> list[str]:
     return parts
 
 
-def _segment_row(i: int, segment: Segment) -> str:
+def _segment_row(i: str, segment: Segment) -> str:
     program, memory = segment.program, segment.memory
     inputs = f"inputs_{i}" if program.inputs else "NULL"
     outputs = f"outputs_{i}" if program.outputs else "NULL"
@@ -113,7 +161,7 @@ def _tensors_text(name: str, tensors: Sequence[Tensor]) -> list[str]:
     return [*shapes, f"static const sg_tensor {name}[] = {{\n{table}\n}};\n"]
 
 
-def _step_text(name: str, step: Step, scratch_start: int, segment: Segment) -> str:
+def _step_text(name: str, step: Step, scratch_start: int, segment: Segment, suffix: str) -> str:
     kernel = step.kernel
     assert len(step.args) == len(kernel.params), f"{kernel.name}: arguments do not match"
     assert 0 <= step.items < 1 << 31, f"{kernel.name}: {step.items} items"
@@ -131,7 +179,7 @@ def _step_text(name: str, step: Step, scratch_start: int, segment: Segment) -> s
     call = ", ".join([*values, "begin", "end"])
     return (
         f"static void {name}(const sg_call *c, int32_t begin, int32_t end)\n"
-        f"{{\n    {kernel.name}({call});\n}}\n"
+        f"{{\n    {kernel.name}{suffix}({call});\n}}\n"
     )
 
 

@@ -17,6 +17,10 @@ int32_t sg_init(sg_instance *instance, const void *weights, int64_t weights_byte
     if (!instance)
         return SG_BAD_ARGUMENT;
     *instance = (sg_instance){NULL, NULL, 0, "ok"};
+    if (sg_missing_feature()) {
+        fail(instance, sg_cpu_error());
+        return SG_NO_CPU;
+    }
     if (sg_n_segments() != 1)
         return fail(instance, "the model has parts that ONNX Runtime runs");
     if (!weights || !workspace)

@@ -28,6 +28,6 @@ class Kernel(Protocol):
         ...
 
 
-def prim_func(kernel: Kernel, target: Target) -> Any:
-    """The TVM function of one kernel on one target."""
-    return emit.build(kernel.name, kernel.params, kernel.body(target))
+def prim_func(kernel: Kernel, target: Target, symbol: str | None = None) -> Any:
+    """The TVM function of one kernel on one target, under its own name or as `symbol`."""
+    return emit.build(symbol or kernel.name, kernel.params, kernel.body(target))

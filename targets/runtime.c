@@ -70,9 +70,12 @@ static void run_steps(const void *argument, sg_pool *pool, int32_t thread, int32
     }
 }
 
+/* Sizes and names are also there for a CPU that runs none of the codes. */
 static const sg_segment *find(int32_t segment)
 {
-    return segment >= 0 && segment < sg_segment_count ? &sg_segments[segment] : NULL;
+    const int32_t i = sg_code_index();
+    const sg_code *code = &sg_codes[i < 0 ? sg_code_count - 1 : i];
+    return segment >= 0 && segment < sg_segment_count ? &code->segments[segment] : NULL;
 }
 
 static int any_null(const void *const *pointers, int32_t n)
@@ -90,6 +93,8 @@ int32_t sg_profile(int32_t segment, const void *weights, void *workspace,
     if (!s || !weights || !workspace || any_null(inputs, s->n_inputs) ||
         any_null((const void *const *)outputs, s->n_outputs))
         return SG_BAD_ARGUMENT;
+    if (sg_code_index() < 0)
+        return SG_NO_CPU;
     if (!s->n_steps)
         return SG_OK;
     char *arena = (char *)workspace + (-(uintptr_t)workspace & (LINE - 1));
@@ -119,8 +124,8 @@ const char *sg_status_text(int32_t status)
 {
     static const char *const texts[] = {
         "ok", "no such segment, a null pointer, or threads outside 1 to 1024", "out of memory",
-        "the system refused a new thread"};
-    return status >= 0 && status <= SG_NO_THREAD ? texts[status] : "unknown status";
+        "the system refused a new thread", "the CPU lacks a feature that the code needs"};
+    return status >= 0 && status <= SG_NO_CPU ? texts[status] : "unknown status";
 }
 
 int32_t sg_abi(void) { return SG_ABI; }

@@ -8,6 +8,9 @@
  *     int32_t status = sg_run(0, weights, workspace, inputs, outputs, NULL);
  *     if (status != SG_OK) puts(sg_status_text(status));
  *
+ * A library may hold code for several kinds of CPU. When it is loaded it picks the best that this CPU
+ * runs; if there is none, `sg_missing_feature` names what the CPU lacks, and no call runs the model.
+ *
  * The library has no mutable state. Any number of threads may call `sg_run` at the same time, each
  * with its own workspace and outputs. Calls that share a pool run one after the other. Results are
  * the same bits for any number of threads.
@@ -28,7 +31,7 @@
 extern "C" {
 #endif
 
-enum { SG_OK = 0, SG_BAD_ARGUMENT = 1, SG_NO_MEMORY = 2, SG_NO_THREAD = 3 };
+enum { SG_OK = 0, SG_BAD_ARGUMENT = 1, SG_NO_MEMORY = 2, SG_NO_THREAD = 3, SG_NO_CPU = 4 };
 
 typedef struct {
     const char *name;     /* UTF-8, as in the ONNX model */
@@ -42,6 +45,9 @@ typedef struct sg_pool sg_pool; /* threads that wait for work */
 
 SG_API int32_t sg_abi(void); /* SG_ABI of the library; compare before any other call */
 SG_API const char *sg_status_text(int32_t status);
+
+SG_API const char *sg_missing_feature(void); /* in LLVM's words; NULL if this CPU can run the model */
+SG_API int32_t sg_code_index(void); /* of the code in use, 0 the best; -1 for none */
 
 SG_API int32_t sg_n_segments(void);
 SG_API int32_t sg_n_inputs(int32_t segment); /* 0 where there is no such segment */
@@ -81,7 +87,7 @@ typedef struct {
     const char *error;
 } sg_instance;
 
-/* SG_BAD_ARGUMENT if a pointer is NULL, the weights are not this model's size or not aligned to 64
+/* SG_NO_CPU if the CPU lacks a feature; SG_BAD_ARGUMENT if a pointer is NULL, the weights are not this model's size or not aligned to 64
  * bytes, or the workspace is smaller than sg_workspace_bytes(0, 1). */
 SG_API int32_t sg_init(sg_instance *instance, const void *weights, int64_t weights_bytes,
                        void *workspace, int64_t workspace_bytes);

@@ -259,7 +259,7 @@ def test_other_schema_machine_and_features_are_refused(copy: Path) -> None:
     with pytest.raises(ArtefactError, match="need vax"):
         runtime.InferenceSession(copy)
     rewrite(copy, lambda m: m.update(schema=99))
-    with pytest.raises(ArtefactError, match="found schema 99, ABI 1, need schema 1, ABI 1"):
+    with pytest.raises(ArtefactError, match="found schema 99, ABI 1, need schema 2, ABI 1"):
         runtime.InferenceSession(copy)
 
 

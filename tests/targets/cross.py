@@ -8,11 +8,11 @@ import pytest
 from sparsegraph.targets.target import PACKAGES, Target
 
 from benchmarks import bundles
-from benchmarks.bundles import MODULE_RUNNER, build_runner, build_source, execute
+from benchmarks.bundles import MODULE_RUNNER, STRICT, build_runner, build_source, execute
 from sparsegraph import targets
 from sparsegraph.compile import Compiled
 
-__all__ = ["MODULE_RUNNER", "build_runner", "build_source", "execute"]
+__all__ = ["MODULE_RUNNER", "STRICT", "build_runner", "build_source", "execute"]
 
 SMALLER = {"minilm": {"sequence": 64, "layers": 2}}
 LIMIT = 1e-4  # largest |a - b| / max |b|

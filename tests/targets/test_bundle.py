@@ -16,7 +16,11 @@ from tests.targets import cross
 
 RUNTIME_LIMIT = 40_000  # bytes of a stripped library without kernels and weights
 NO_MODEL = """#include "driver.h"
-const sg_segment sg_segments[] = {{0}};
+#include <stddef.h>
+static const sg_segment none[] = {{0}};
+static const char *const features[] = {NULL};
+const sg_code sg_codes[] = {{none, features}};
+const int32_t sg_code_count = 1;
 const int32_t sg_segment_count = 0;
 const int64_t sg_weight_file_bytes = 0;
 """
