@@ -105,20 +105,21 @@ class Case:
         return worst
 
 
-def build_runner(target: Target, bundle: Path) -> Path:
-    """The example of the bundle, linked with its library."""
-    path = bundle.parent / f"run_{bundle.name}"
+def build_runner(target: Target, bundle: Path, main: str = "main.c") -> Path:
+    """A program of the bundle, the example or `bench.c`, linked with its library."""
+    path = bundle.parent / f"{Path(main).stem}_{bundle.name}"
     rpath = f"-Wl,-rpath,$ORIGIN/{bundle.name}"
-    sources = [bundle / "main.c", "-l:model.so", rpath]
+    sources = [bundle / main, "-l:model.so", rpath]
     command = [*link.driver(target), *STRICT, f"-L{bundle}", *sources, "-o", path]
     subprocess.run(command, check=True)
     return path
 
 
-def build_source(bundle: Path, compiler: str, *flags: str) -> Path:
-    """The example of a bundle of C files, built with `compiler` and every warning an error."""
-    path = bundle.parent / f"run_{compiler}_{bundle.name}"
-    files = [str(f) for f in sorted(bundle.glob("*.c"))]
+def build_source(bundle: Path, compiler: str, *flags: str, main: str = "main.c") -> Path:
+    """A program of a bundle of C files, built with `compiler` and every warning an error."""
+    path = bundle.parent / f"{Path(main).stem}_{compiler}_{bundle.name}"
+    others = {"main.c", "bench.c"} - {main}
+    files = [str(f) for f in sorted(bundle.glob("*.c")) if f.name not in others]
     subprocess.run([compiler, *STRICT, *flags, *files, "-lm", "-o", path], check=True)
     return path
 

@@ -104,7 +104,7 @@ def _sizes(compiled: Compiled) -> tuple[int, int]:
     """Bytes of weights, and of what the target calls code."""
     members = {name: record.n_bytes for name, record in compiled.manifest.members.items()}
     code = [name for name in members if Path(name).suffix in (".so", ".wasm", ".c", ".h")]
-    own = [n for n in code if n not in ("main.c", "weights.c")]
+    own = [n for n in code if n not in ("main.c", "bench.c", "weights.c")]
     return members["weights.bin"], sum(members[n] for n in own)
 
 

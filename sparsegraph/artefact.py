@@ -3,7 +3,7 @@
     model.so         kernels, driver and runtime, with the C interface of runtime.h; other targets
                      get a WebAssembly module or C files (targets/bundle.py)
     weights.bin      weights, each on a cache line, stored once per content
-    runtime.h        the C interface, with main.c, an example, and its CMakeLists.txt
+    runtime.h        the C interface, with main.c, an example, bench.c, a timing, and CMakeLists.txt
     fallback_0.onnx  a segment that ONNX Runtime runs, if there are any
     manifest.json    what the artefact is, with the SHA-256 of every other member
     manifest.sha256  the checksum of the manifest, in the form of `sha256sum`

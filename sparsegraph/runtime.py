@@ -267,7 +267,7 @@ class _Native:
         Raises:
             ArtefactError: it found none; names what the CPU lacks.
         """
-        index = self.library.sg_code_index()
+        index: int = self.library.sg_code_index()
         if index < 0:
             found = f"a CPU without {self.library.sg_missing_feature().decode()}"
             need, fix = manifest["target"]["text"], "compile with --target native on this machine"

@@ -1,8 +1,9 @@
 """What a bundle holds beside weights and manifest: library, module or source, and how to use it.
 
-library    model.so                                   runtime.h  main.c  CMakeLists.txt
+library    model.so                                   runtime.h  main.c  bench.c  CMakeLists.txt
 wasm       model.wasm  model.mjs  model.d.mts
-c          kernels.c  driver.c  the runtime's files   runtime.h  main.c  CMakeLists.txt  weights.c
+c          kernels.c  driver.c  the runtime's files   runtime.h  main.c  bench.c  CMakeLists.txt
+           weights.c
 """
 
 import shutil
@@ -25,6 +26,8 @@ set(CMAKE_C_STANDARD 11)
 {library}
 add_executable(example main.c)
 target_link_libraries(example PRIVATE model)
+add_executable(bench bench.c)
+target_link_libraries(bench PRIVATE model)
 """
 _SHARED = """add_library(model INTERFACE)
 target_include_directories(model INTERFACE ${CMAKE_CURRENT_LIST_DIR})
@@ -66,4 +69,5 @@ def write_source(
 def _write_example(folder: Path, library: str) -> None:
     (folder / "CMakeLists.txt").write_text(_CMAKE.format(library=library))
     shutil.copyfile(SOURCES / "runner.c", folder / "main.c")
-    shutil.copyfile(SOURCES / "runtime.h", folder / "runtime.h")
+    for name in ("bench.c", "runtime.h"):
+        shutil.copyfile(SOURCES / name, folder / name)
