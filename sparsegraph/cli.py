@@ -218,11 +218,12 @@ def optimize(
 
     from sparsegraph import pipeline
     from sparsegraph.capture import load
+    from sparsegraph.passes.snap_near_zeros import SnapNearZeros
 
     screen = _screen(json, to)
     captured = load(model, options.shapes(shape or (), dim or ()))
     records: list[pipeline.PassRecord] = []
-    passes = pipeline.PASSES if snap is None else pipeline.snapping(snap)
+    passes = pipeline.PASSES if snap is None else (SnapNearZeros(snap), *pipeline.PASSES)
     with screen.progress() as report:
 
         def on_pass(record: pipeline.PassRecord) -> None:
