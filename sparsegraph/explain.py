@@ -66,8 +66,17 @@ def summary(manifest: Manifest) -> str:
     kernels = {step["kernel"] for segment in native for step in segment["steps"]}
     return (
         f"{weight_bytes(manifest) / 1e6:.2f} MB of weights, {len(kernels)} kernels, "
-        f"{len(fallbacks(manifest))} nodes in ONNX Runtime, {proof(manifest)}"
+        f"{len(fallbacks(manifest))} nodes in ONNX Runtime, {proof(manifest)}{_footprint(manifest)}"
     )
+
+
+def _footprint(manifest: Manifest) -> str:
+    """What a microcontroller has to have, start-up code and stack left out."""
+    found = manifest.get("footprint")
+    if not found:
+        return ""
+    flash, ram = found["flash_bytes"] / 1e3, found["ram_bytes"] / 1e3
+    return f"; {flash:.1f} kB of flash, {ram:.1f} kB of RAM"
 
 
 def text(manifest: Manifest) -> str:
