@@ -41,7 +41,9 @@ class RemoveDeadChannels:
         """One application per removed unit or branch."""
         removals: list[dead.Removal] = []
         declined: list[Decline] = []
-        policies = [Policy(), Policy(grouped="within")] if _has_groups(model) else [Policy()]
+        policies = [Policy(rescale=True)]
+        if _has_groups(model):
+            policies.append(Policy(grouped="within", rescale=True))
         for _ in range(_ROUNDS):
             n_before = len(removals)
             for policy in policies:

@@ -4,10 +4,10 @@
 
 Identity, inference-mode Dropout, Cast to the same dtype, Reshape / Expand / Slice / Pad / Flatten
 to the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Split into one, Clip
-without bounds, and x*1, x/1, x**1, x+0, x-0 with constants that are exactly 1 or 0: an epsilon is
-no zero, whatever its size.
+without bounds, Where with a constant condition that is the same everywhere, and x*1, x/1, x**1,
+x+0, x-0 with constants that are exactly 1 or 0: an epsilon is no zero, whatever its size.
 
-Declines when: the constant's shape or dtype would change the result's.
+Declines when: the constant's or condition's shape, or the dtype, would change the result's.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,8 @@ def _passed_on(node: ir.Node) -> ir.Value | Decline | None:
     assert first is not None
     if node.op_type in _NEUTRAL:
         return _neutral(node)
+    if node.op_type == "Where":
+        return _chosen(node)
     return first if _is_no_op(node, first) else None
 
 
@@ -93,6 +95,19 @@ def _is_no_op(node: ir.Node, first: ir.Value) -> bool:
     if node.op_type in _OF_ONE:
         return len(node.inputs) == 1
     return node.op_type in _SAME_SHAPE_IS_SAME and same
+
+
+def _chosen(node: ir.Node) -> ir.Value | Decline | None:
+    """The operand that a condition which is the same everywhere takes."""
+    condition = constant(node.inputs[0])
+    if condition is None or not condition.size or condition.all() != condition.any():
+        return None
+    kept = node.inputs[1 if condition.all() else 2]
+    if kept is None or constant(kept) is not None:
+        return None
+    if static_shape(kept) is None or static_shape(kept) != static_shape(node.outputs[0]):
+        return decline(node, "what its constant condition takes broadcasts to a larger shape")
+    return kept
 
 
 def _neutral(node: ir.Node) -> ir.Value | Decline | None:

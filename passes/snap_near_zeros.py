@@ -2,10 +2,11 @@
 
     w = {0.7, 1e-7, -0.2}        ->  w = {0.7, 0, -0.2}            (threshold 1e-6)
 
-Only constant float weights of MatMul, Gemm, Conv and ConvTranspose. The measured change of the
-outputs is the record's `max_rel_error`; it is reported, not bounded.
+Constant float weights of MatMul, Gemm, Conv and ConvTranspose, scales of batch norms, and constant
+factors of what is computed: masks and gates that have converged. The measured change of the outputs
+is the record's `max_rel_error`; it is reported, not bounded.
 
-Declines when: the layer would lose every weight.
+Declines when: a layer would lose every weight.
 """
 
 from dataclasses import dataclass
@@ -40,14 +41,14 @@ class SnapNearZeros:
         declined: list[Decline] = []
         n_applied = 0
         for node in model.graph:
-            value = input_at(node, 1)
-            weight = constant(value) if is_op(node, *LINEAR_OPS) else None
+            value = _factor(node)
+            weight = constant(value)
             if value is None or weight is None or weight.dtype.kind != "f":
                 continue
             small = (np.abs(weight) <= self.threshold) & (weight != 0)
             if not small.any():
                 continue
-            if np.count_nonzero(weight) == np.count_nonzero(small):
+            if is_op(node, *LINEAR_OPS) and np.count_nonzero(weight) == np.count_nonzero(small):
                 declined.append(decline(node, f"all its weights are below {self.threshold:g}"))
                 continue
             if fuel.take():
@@ -56,3 +57,13 @@ class SnapNearZeros:
                 value.metadata_props[SNAPPED] = str(np.count_nonzero(small))
                 n_applied += 1
         return Outcome(n_applied, tuple(declined))
+
+
+def _factor(node: ir.Node) -> ir.Value | None:
+    """The constant that the node multiplies with."""
+    if is_op(node, *LINEAR_OPS, "BatchNormalization"):
+        return input_at(node, 1)
+    if not is_op(node, "Mul"):
+        return None
+    fixed = [v for v in node.inputs if constant(v) is not None]
+    return fixed[0] if len(fixed) == 1 else None

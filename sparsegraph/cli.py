@@ -24,6 +24,7 @@ from sparsegraph.command import (
     TargetName,
     TargetNames,
     Threads,
+    Tuning,
 )
 from sparsegraph.console import Screen
 
@@ -49,6 +50,7 @@ def inspect(
     impose: Annotated[
         float | None, typer.Option(help="What-if: this share of zeros in every prunable layer.")
     ] = None,
+    tuning: Tuning = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
@@ -58,7 +60,7 @@ def inspect(
 
     screen = _screen(json, html)
     captured = load(model, options.shapes(shape or (), dim or ()))
-    found = look(captured, target, impose=impose)
+    found = look(captured, target, impose=impose, tuning=tuning)
     columns, rows = found.table()
     screen.table(f"Layers of {model.name} on {found.target}", columns, rows)
     if found.masks:
@@ -218,12 +220,11 @@ def optimize(
 
     from sparsegraph import pipeline
     from sparsegraph.capture import load
-    from sparsegraph.passes.snap_near_zeros import SnapNearZeros
 
     screen = _screen(json, to)
     captured = load(model, options.shapes(shape or (), dim or ()))
     records: list[pipeline.PassRecord] = []
-    passes = pipeline.PASSES if snap is None else (SnapNearZeros(snap), *pipeline.PASSES)
+    passes = pipeline.PASSES if snap is None else pipeline.snapping(snap)
     with screen.progress() as report:
 
         def on_pass(record: pipeline.PassRecord) -> None:
@@ -274,6 +275,10 @@ def compile_model(
     keep_native: Annotated[
         bool, typer.Option(help="Never leave the whole model to ONNX Runtime.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure the best ways to compute each layer here.")
+    ] = False,
+    tuning: Tuning = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
@@ -300,19 +305,22 @@ def compile_model(
         with screen.progress() as report:
             compiled = run(
                 model, name, shapes=variants, threads=threads, output=path, check=check,
-                fallback=fallback, keep_native=keep_native, skip=skip or (), progress=report,
+                fallback=fallback, keep_native=keep_native, skip=skip or (), tune=tune,
+                tuning=tuning, progress=report,
             )  # fmt: skip
         manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
         manifests.append(manifest)
         screen.table(f"{model.name} for {name}", explain.COLUMNS, explain.layers(manifest))
         screen.say(explain.summary(manifest))
+        if compiled.tuned is not None:
+            screen.say(f"tuning: {compiled.tuned}")
         screen.say(f"wrote {path} in {time.perf_counter() - start:.1f} s")
     screen.json(manifests[0] if len(manifests) == 1 else manifests)
     if html is not None:
         from sparsegraph import report as page
         from sparsegraph.inspect import inspect as look
 
-        found = look(load(model, shapes=variants[0]), next(iter(paths)))
+        found = look(load(model, shapes=variants[0]), next(iter(paths)), tuning=tuning)
         _wrote(screen, html, page.of_artefact(manifests[0], model.name, found))
 
 

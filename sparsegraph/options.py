@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,16 @@ def keep(given: Sequence[str]) -> float | dict[str, float]:
         return _share(given[0], given[0])
     pairs = [_pair("--keep", text, "GROUP=SHARE") for text in given]
     return {name: _share(f"{name}={share}", share) for name, share in pairs}
+
+
+def multiple(text: str) -> int | Literal["measured"]:
+    """A count, or the word `measured`."""
+    if text == "measured":
+        return "measured"
+    if not text.isdigit() or int(text) < 1:
+        fix = "write --multiple 8"
+        raise UsageError(message("--multiple", text, f"'{text}'", "a count or 'measured'", fix))
+    return int(text)
 
 
 def _share(text: str, share: str) -> float:

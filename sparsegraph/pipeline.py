@@ -28,6 +28,7 @@ from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.passes.remove_identity import RemoveIdentity
 from sparsegraph.passes.remove_unused import RemoveUnused
 from sparsegraph.passes.slice_packed_heads import SlicePackedHeads
+from sparsegraph.passes.snap_near_zeros import SnapNearZeros
 from sparsegraph.passes.split_batch_norm import SplitBatchNorm
 from sparsegraph.passes.unflatten_softmax import UnflattenSoftmax
 from sparsegraph.rewrite import Decline, Fuel, Pass
@@ -59,6 +60,7 @@ PASSES: tuple[Pass, ...] = (
     # clean: what the steps above left behind
     FoldConstants(),
     RemoveIdentity(),
+    FuseAttention(),  # where a mask over heads stood
     MergeReshapes(),
     MergeTransposes(),
     MergeReshapes(),
@@ -69,6 +71,12 @@ PASSES: tuple[Pass, ...] = (
 
 _SENSITIVITY_FACTOR = 32.0  # allowed multiple of the change that a last-bit change of inputs causes
 _LOOSEST = 5e-2
+
+
+def snapping(threshold: float) -> tuple[Pass, ...]:
+    """The passes, with near-zeros set to zero once everything constant is folded."""
+    at = next(i for i, step in enumerate(PASSES) if isinstance(step, FoldConstants)) + 1
+    return (*PASSES[:at], SnapNearZeros(threshold), *PASSES[at:])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 from sparsegraph import pipeline
 from sparsegraph.errors import UsageError, VerifyError, message
-from sparsegraph.graph import opset
+from sparsegraph.graph import is_op, opset
 from sparsegraph.layers import weighted
 from sparsegraph.structure import cut, mask
 from sparsegraph.structure.criteria import Evidence, criterion
 from sparsegraph.structure.groups import Group, groups
-from sparsegraph.structure.ties import Policy, analyse
+from sparsegraph.structure.multiples import MEASURED, fastest
+from sparsegraph.structure.ties import Analysis, Policy, analyse
 from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for
 
 Keep = float | Sequence[int]
+Multiple = int | Literal["measured"]
 _BAR = 20
 
 
@@ -56,6 +58,9 @@ class Shrunk:
     macs: tuple[int, int]
     error: float | None
     change: float
+    multiple: int = 1
+    multiples_ms: Mapping[int, float] = field(default_factory=dict)
+    """ONNX Runtime's latency with counts at multiples of each of these, where it was measured."""
 
     def facts(self) -> dict[str, object]:
         """The numbers beside the table."""
@@ -64,17 +69,46 @@ class Shrunk:
             "parameters_before": weights, "parameters_after": weights_left,
             "macs_before": macs, "macs_after": macs_left,
             "error_against_masked": self.error, "change_of_outputs": self.change,
+            "multiple": self.multiple, "multiples_ms": dict(self.multiples_ms),
         }  # fmt: skip
 
     def summary(self) -> str:
         """Two lines under the table."""
         (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
+        times = ", ".join(f"{n}: {ms:.3g} ms" for n, ms in self.multiples_ms.items())
+        counts = f"\ncounts at multiples of {self.multiple} (measured: {times})" if times else ""
         proof = "not compared" if self.error is None else f"{self.error:.0e} from the masked model"
         return (
             f"{weights:,} -> {weights_left:,} parameters ({1 - weights_left / weights:.1%} gone), "
             f"{macs / 1e6:,.1f} -> {macs_left / 1e6:,.1f} million multiply-accumulates\n"
-            f"outputs moved by {self.change:.1e} of their range; {proof}"
+            f"outputs moved by {self.change:.1e} of their range; {proof}{counts}"
         )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model to cut and the wish for each of its groups."""
+
+    base: ir.Model
+    policy: Policy
+    analysis: Analysis
+    found: Sequence[Group]
+    shares: Mapping[str, Keep]
+    scores: NDArray[np.float64]
+
+    def marks(self, multiple: int) -> NDArray[np.bool_]:
+        """What goes, by root."""
+        gone = np.zeros(self.analysis.ties.forest.n, np.bool_)
+        for group in self.found:
+            share = self.shares.get(group.name, 1.0)
+            gone[_chosen(group, share, self.scores, multiple)] = True
+        return cut.fill_empty(self.analysis, gone)
+
+    def cut(self, gone: NDArray[np.bool_]) -> ir.Model:
+        """The smaller model."""
+        smaller = self.base.clone()
+        cut.apply(analyse(smaller, self.policy), gone)
+        return smaller
 
 
 def shrink(
@@ -83,34 +117,34 @@ def shrink(
     by: str = "norm",
     *,
     calibration: Sequence[Feed] = (),
-    multiple: int = 1,
+    multiple: Multiple = 1,
     grouped: Literal["whole", "within"] = "whole",
     through_norm: bool = False,
 ) -> Shrunk:
     """Keep a share of the units of every group, those with the highest scores of criterion `by`.
 
     `keep` is a share in (0, 1], or per group name (see `Shrunk.groups`) a share or the indices of
-    the units that stay; groups that are not named stay whole. Counts are rounded up to `multiple`.
-    `through_norm` also cuts features that a layer norm runs over, which changes its mean and
-    variance: then there is no masked model to compare with. The model is optimised first, which
-    already removes what is dead. Raises UsageError for a wrong option and VerifyError when the
-    shrunk model is not the masked one.
+    the units that stay; groups that are not named stay whole. Channel counts are rounded up to
+    `multiple`; "measured" takes the largest that costs ONNX Runtime on this machine no time.
+    `through_norm` also cuts features that a norm runs over. In a mean of squares removed features
+    count as zeros; a layer norm's mean and variance change, and then there is no masked model to
+    compare with. The model is optimised first, which already removes what is dead. Raises
+    UsageError for a wrong option and VerifyError when the shrunk model is not the masked one.
     """
-    if multiple < 1:
+    if multiple != MEASURED and multiple < 1:
         raise UsageError(message("option", "multiple", multiple, "at least 1", "leave it out"))
-    policy = Policy(grouped, through_norm)
+    policy = Policy(grouped, through_norm, rescale=through_norm)
     base = pipeline.optimize(model).model
     analysis = analyse(base, policy)
     found = groups(analysis)
-    shares = _shares(found, keep)
     scores = criterion(by)(Evidence(base, analysis, calibration))
-    gone = np.zeros(analysis.ties.forest.n, np.bool_)
-    for group in found:
-        gone[_chosen(group, shares.get(group.name, 1.0), scores, multiple)] = True
-    gone = cut.fill_empty(analysis, gone)
-    smaller = base.clone()
-    cut.apply(analyse(smaller, policy), gone)
-    error = None if through_norm else _proof(base, smaller, policy, gone)
+    job = _Job(base, policy, analysis, found, _shares(found, keep), scores)
+    times: dict[int, float] = {}
+    if multiple == MEASURED:
+        multiple, times = fastest(lambda n: job.cut(job.marks(n)))
+    gone = job.marks(multiple)
+    smaller = job.cut(gone)
+    error = None if _moves_statistics(analysis, gone) else _proof(base, smaller, policy, gone)
     return Shrunk(
         smaller,
         tuple(_row(group, gone) for group in found),
@@ -119,6 +153,8 @@ def shrink(
         (n_macs(base), n_macs(smaller)),
         error,
         _change(smaller, model),
+        multiple,
+        times,
     )
 
 
@@ -155,9 +191,27 @@ def _chosen(
             found, need = list(share)[:8], f"indices from 0 to {n - 1}"
             raise UsageError(message("group", group.name, found, need, "name the units that stay"))
         return np.delete(group.roots, list(share))
-    n_keep = min(n, math.ceil(max(1, round(share * n)) / multiple) * multiple)
+    step = multiple // math.gcd(multiple, _width(group))
+    n_keep = min(n, math.ceil(max(1, round(share * n)) / step) * step)
     order = np.argsort(-scores[group.roots], kind="stable")
     return group.roots[order[n_keep:]]
+
+
+def _moves_statistics(analysis: Analysis, gone: NDArray[np.bool_]) -> bool:
+    """True when a layer norm loses features."""
+    for node in analysis.graph:
+        if is_op(node, "LayerNormalization"):
+            axes = analysis.ties.input(node, 0)
+            first = node.attributes.get_int("axis", -1) % len(axes)
+            if any(axis is not None and gone[analysis.roots[axis]].any() for axis in axes[first:]):
+                return True
+    return False
+
+
+def _width(group: Group) -> int:
+    """Positions of one unit on the axes that its weights make: the features of a head, else one."""
+    made = [line.n_positions // len(group.roots) for line in group.lines if line.role == "makes"]
+    return math.gcd(*made) or 1
 
 
 def _proof(

@@ -13,12 +13,14 @@ import sparsegraph as sg
 from sparsegraph.cli import app
 from sparsegraph.errors import UsageError, VerifyError
 from sparsegraph.shrink import shrink
-from sparsegraph.structure import cut
+from sparsegraph.structure import cut, multiples
 from sparsegraph.structure.criteria import CRITERIA, Evidence, criterion
 from sparsegraph.structure.groups import groups
+from sparsegraph.structure.multiples import MULTIPLES, fastest
 from sparsegraph.structure.ties import Policy, analyse
 from sparsegraph.verify import feeds_for, run_onnx
 from tests.passes.check import parse, weight
+from tests.structure.learnt import encoder, residual
 from tests.structure.topologies import ALL
 
 CHAIN = """g (float[1,4,6,6] x) => (float[1,3,6,6] y) {
@@ -121,11 +123,56 @@ def test_norm_scale_reads_batch_norm() -> None:
 
 
 def test_features_under_a_norm_only_when_allowed() -> None:
-    model = sg.load(ALL["windows"]())
+    model = sg.load(residual("layer"))
     strict, loose = shrink(model, 0.5), shrink(model, 0.5, through_norm=True)
-    assert len(loose.groups) >= len(strict.groups)
+    assert len(loose.groups) == len(strict.groups) + 1
     assert strict.error is not None
-    assert loose.error is None
+    assert loose.error is None, "nothing to compare with: mean and variance are others"
+
+
+def test_norms_that_lose_nothing_leave_a_proof() -> None:
+    done = shrink(sg.load(ALL["windows"]()), 0.5, through_norm=True)
+    assert done.error is not None
+
+
+def test_multiples_count_channels_not_heads() -> None:
+    done = shrink(sg.load(encoder("none")), 0.5, multiple=8)
+    heads, hidden = sorted(done.table, key=lambda row: row.n_before)
+    assert (heads.n_before, heads.n_after) == (4, 2), "a head has eight features already"
+    assert (hidden.n_before, hidden.n_after) == (64, 32)
+
+
+def test_the_largest_multiple_that_costs_nothing() -> None:
+    asked: list[int] = []
+
+    def cut_to(n: int) -> ir.Model:
+        asked.append(n)
+        return chain()
+
+    best, times = fastest(cut_to, lambda models: [1.0, 1.01, 1.01, 1.2])
+    assert best == 8
+    assert list(times) == asked == list(MULTIPLES)
+    assert fastest(cut_to, lambda models: [1.0, 1.1, 1.1, 1.2])[0] == 1
+
+
+def test_measured_multiples(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def timer(models: list[ir.Model]) -> list[float]:
+        counts.extend(hidden(model) for model in models)
+        return [2.0, 1.0, 1.0, 3.0]
+
+    monkeypatch.setattr(multiples, "latencies", timer)
+    done = shrink(chain(), 0.3, multiple="measured")
+    assert counts == [2, 4, 8, 8]
+    assert (done.multiple, hidden(done.model)) == (8, 8)
+    assert "measured: 1: 2 ms, 4: 1 ms" in done.summary()
+    assert done.facts()["multiples_ms"] == {1: 2.0, 4: 1.0, 8: 1.0, 16: 3.0}
+
+
+def test_latencies_are_measured_in_turn() -> None:
+    small, large = multiples.latencies([chain(), sg.load(ALL["yolox"]())])
+    assert 0 < small < large
 
 
 def test_grouped_convolutions_have_two_policies() -> None:

@@ -16,7 +16,7 @@ from sparsegraph.graph import (
     remove_dead,
     remove_unused_initializers,
 )
-from sparsegraph.rewrite import FROM, origin
+from sparsegraph.rewrite import FROM, Builder, origin
 from sparsegraph.structure.labels import Axis
 from sparsegraph.structure.ties import Analysis, shape_of
 
@@ -67,6 +67,26 @@ class Cut:
         if at >= len(node.inputs):
             node.resize_inputs(at + 1)
         node.replace_input_with(at, self._constant(ir.Value(name=name), array))
+
+    def scale_output(self, node: ir.Node, factor: float) -> None:
+        """Multiply what the node makes, for all who read it."""
+        out, graph = node.outputs[0], self.analysis.graph
+        assert out.dtype is not None
+        build = Builder(graph, self.names, str(node.name or node.op_type))
+        number = build.constant(np.array(factor, out.dtype.numpy()), f"{out.name}_count")
+        graph.register_initializer(number)
+        scaled = build.op("Mul", [out, number], like=out)
+        users = [(user, at) for user, at in out.uses() if user is not build.nodes[0]]
+        graph.insert_after(node, build.nodes)
+        for user, at in users:
+            user.replace_input_with(at, scaled)
+        if out in self.analysis.ties.values:
+            self.analysis.ties.values[scaled] = self.analysis.ties.values[out]
+        if out.is_graph_output():
+            name = str(out.name)
+            out.replace_all_uses_with(scaled, replace_graph_outputs=True)
+            build.nodes[0].replace_input_with(0, out)
+            out.name, scaled.name = build.unique(f"{name}_unscaled"), name
 
     def _constant(self, old: ir.Value, array: np.ndarray) -> ir.Value:
         name, n = f"{old.name}_cut", 1

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.graph import constant, input_at, int_attribute, is_constant
+from sparsegraph.graph import constant, input_at, int_attribute, is_constant, is_op
 from sparsegraph.structure.align import align, right
 from sparsegraph.structure.cut import Cut
 from sparsegraph.structure.known import Known, Knowns, evaluate
+from sparsegraph.structure.signs import is_positive
 from sparsegraph.structure.ties import Ties, shape_of
 
 
@@ -23,7 +24,7 @@ def tie_pointwise(t: Ties, node: ir.Node) -> None:
 
 
 def known_pointwise(k: Knowns, node: ir.Node) -> None:
-    """The node on what is known; zero times anything is zero."""
+    """The node on what is known; zero times anything is zero, and zero by what is above it."""
     values = [v for v in node.inputs if v is not None]
     if not any(v in k.found for v in values) and not (
         node.op_type in ("Mul", "And", "Where") and any(is_constant(v) for v in values)
@@ -34,6 +35,9 @@ def known_pointwise(k: Knowns, node: ir.Node) -> None:
         k.set(node.outputs[0], _where(node, known))
     elif node.op_type == "Mul":
         k.set(node.outputs[0], _same_rank(_multiply(*known), node))
+    elif node.op_type == "Div" and known[1] is None and is_positive(node.inputs[1]):
+        zero = None if known[0] is None else np.where(known[0] == 0, 0.0, np.nan)
+        k.set(node.outputs[0], _same_rank(zero, node))
     elif not any(v is not None and one is None for v, one in zip(node.inputs, known, strict=True)):
         k.set(node.outputs[0], _same_rank(_run(node, known), node))
 
@@ -117,24 +121,51 @@ def tie_feature_norm(t: Ties, node: ir.Node) -> None:
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         t.freeze_inputs(node, "its statistics are read")
         return
-    if not t.policy.through_norm:
+    exact = _is_exact(t, node, first)
+    if not t.policy.through_norm and not exact:
         for axis in t.input(node, 0)[first:]:
             t.freeze(node, axis, f"{node.op_type} over the features")
         t.set(out, [*t.input(node, 0)[:first], *[None] * (rank - first)])
         return
     inputs = {at: right(v, out) for at, v in enumerate(node.inputs) if v is not None}
+    if exact:
+        t.sink(node, 0, first, t.input(node, 0)[first])
     align(t, node, inputs, range(rank))
 
 
+def _is_exact(t: Ties, node: ir.Node, first: int) -> bool:
+    """True for a mean of squares over one axis, which zeros only make smaller by a known factor."""
+    scale, last = node.inputs[1], len(shape_of(node.outputs[0])) - 1
+    if not t.policy.rescale or not is_op(node, "RMSNormalization") or first != last:
+        return False
+    return is_constant(scale) and shape_of(scale) == (shape_of(node.inputs[0])[last],)
+
+
+def cut_feature_norm(cut: Cut, node: ir.Node) -> None:
+    """x / sqrt(sum / n + e) is sqrt(n / m) x / sqrt(sum / m + e n / m), for a sum of m squares."""
+    data, scale = node.inputs[0], constant(node.inputs[1])
+    assert data is not None
+    keep = cut.kept(data, -1)
+    n, m = len(keep), int(keep.sum())
+    if not is_op(node, "RMSNormalization") or m == n:
+        return
+    assert scale is not None
+    moved = (scale.astype(np.float64) * np.sqrt(n / m)).astype(scale.dtype)
+    cut.replace(node, 1, moved, f"{n / m}".encode())
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon * n / m)
+
+
 def known_feature_norm(k: Knowns, node: ir.Node) -> None:
-    """A feature with scale zero holds its shift."""
+    """A feature with scale zero holds its shift; so does a zero under a mean of squares."""
     scale, shift = k.of(node.inputs[1]), k.of(input_at(node, 2))
     if scale is None or (input_at(node, 2) is not None and shift is None):
         return
-    k.set(
-        node.outputs[0],
-        _same_rank(np.where(scale == 0, 0.0 if shift is None else shift, np.nan), node),
-    )
+    known = np.where(scale == 0, 0.0 if shift is None else shift, np.nan)
+    data = k.of(node.inputs[0]) if is_op(node, "RMSNormalization") else None
+    if data is not None:
+        known = np.where(data == 0, 0.0, known)
+    k.set(node.outputs[0], _same_rank(known, node))
 
 
 def tie_group_norm(t: Ties, node: ir.Node) -> None:

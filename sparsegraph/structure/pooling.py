@@ -18,6 +18,8 @@ from sparsegraph.structure.known import Known, Knowns
 from sparsegraph.structure.labels import Axis
 from sparsegraph.structure.ties import Ties, shape_of
 
+_SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+
 
 def tie_map(t: Ties, node: ir.Node) -> None:
     """Axes whose size the operator keeps pass when they are batch or channels."""
@@ -88,7 +90,7 @@ def tie_reduce(t: Ties, node: ir.Node) -> None:
         t.freeze_inputs(node, "computed axes of a reduction")
         return
     for number in axes:
-        if node.op_type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"):
+        if node.op_type in _SUMS or (node.op_type == "ReduceMean" and t.policy.rescale):
             t.sink(node, 0, number, data[number])
         else:
             t.freeze(node, data[number], f"{node.op_type} over this axis")
@@ -100,6 +102,18 @@ def tie_reduce(t: Ties, node: ir.Node) -> None:
         elif keeps:
             kept.append(None)
     t.set(node.outputs[0], kept)
+
+
+def cut_reduce(cut: Cut, node: ir.Node) -> None:
+    """A mean over fewer zeros is larger; the factor makes up for them."""
+    axes = reduced_axes(node)
+    assert axes is not None
+    data = node.inputs[0]
+    assert data is not None
+    before = math.prod(shape_of(data)[axis] for axis in axes)
+    after = math.prod(int(cut.kept(data, axis).sum()) for axis in axes)
+    if node.op_type == "ReduceMean" and after < before:
+        cut.scale_output(node, after / before)
 
 
 def reduced_axes(node: ir.Node) -> frozenset[int] | None:

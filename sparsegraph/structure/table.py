@@ -15,7 +15,8 @@ _CONV = Rule(
     pr.tie_conv, pr.known_conv, pr.cut_conv, pr.silent_conv, pr.fold_conv, pr.shelf_conv
 )  # fmt: skip
 _POOL = Rule(pool.tie_map, pool.known_pool)
-_REDUCE = Rule(pool.tie_reduce, pool.known_reduce)
+_REDUCE = Rule(pool.tie_reduce, pool.known_reduce, pool.cut_reduce)
+_FEATURE_NORM = Rule(pw.tie_feature_norm, pw.known_feature_norm, pw.cut_feature_norm)
 _RECURRENT = Rule(
     rec.tie_recurrent, rec.known_recurrent, rec.cut_recurrent, rec.silent_recurrent,
     shelf=rec.shelf_recurrent,
@@ -44,8 +45,7 @@ TABLE: dict[str, Rule] = {
     "BatchNormalization": Rule(pw.tie_channel_norm, pw.known_batch_norm),
     "InstanceNormalization": Rule(pw.tie_channel_norm, _CHANNEL_SCALE),
     "GroupNormalization": Rule(pw.tie_group_norm, _CHANNEL_SCALE, pw.cut_group_norm),
-    "LayerNormalization": Rule(pw.tie_feature_norm, pw.known_feature_norm),
-    "RMSNormalization": Rule(pw.tie_feature_norm, pw.known_feature_norm),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _FEATURE_NORM),
     **dict.fromkeys(
         ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "LRN", "CumSum", "TopK"),
         _OVER_AXIS,

@@ -23,12 +23,15 @@ class Policy:
     """Choices that the analysis leaves to its caller.
 
     `grouped`: grouped convolutions lose whole groups, or the same index within every group.
-    `through_norm`: features may be cut through a normalisation over them; this changes its mean
-    and variance, so the result is not the masked model.
+    `through_norm`: features may be cut through a normalisation over them; for a layer norm this
+    changes its mean and variance, so the result is not the masked model.
+    `rescale`: features that are zero may be cut through a mean or a mean of squares over them, with
+    a factor for the smaller count: exact.
     """
 
     grouped: Literal["whole", "within"] = "whole"
     through_norm: bool = False
+    rescale: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,23 @@ def test_near_misses_stay(body: str) -> None:
     assert result.n_applied == 0
 
 
+@pytest.mark.parametrize(
+    ("condition", "ops"),
+    [([True, True, True], ["Relu", "Neg"]), ([False] * 3, ["Neg"]), ([True, False, True], None)],
+)
+def test_a_condition_that_is_the_same_everywhere(condition: list[bool], ops: list[str]) -> None:
+    text = "g (float[2,3] x) => (float[2,3] y) { a = Relu(x)  b = Where(c, a, x)  y = Neg(b) }"
+    result = run(RemoveIdentity(), text, c=np.array(condition))
+    assert result.n_applied == (ops is not None)
+    assert set(result.ops) >= set(ops or ["Where"])
+
+
+def test_a_chosen_operand_that_broadcasts_is_declined() -> None:
+    text = "g (float[1,3] x, float[2,3] z) => (float[2,3] y) { y = Where(c, x, z) }"
+    result = run(RemoveIdentity(), text, c=np.array(True))
+    assert "larger shape" in result.declined[0].reason
+
+
 def test_a_broadcasting_one_is_declined() -> None:
     text = "g (float[1,3] x) => (float[2,3] y) { y = Mul(x, o) }"
     result = run(RemoveIdentity(), text, o=np.ones((2, 1), np.float32))

@@ -370,7 +370,7 @@ LOOP = """s = Loop(three, yes, c) <body = b (int64 i, bool on, float[1,6,6,6] z)
     [
         ("y = Relu(c)", "float[1,6,6,6] y", "graph output"),
         ("n = LayerNormalization(t, scale)  y = MatMul(n, u)", ROWS, "LayerNormalization over"),
-        ("n = RMSNormalization(t, scale)  y = MatMul(n, u)", ROWS, "RMSNormalization over"),
+        ("n = RMSNormalization<axis=1>(t, grid)  y = MatMul(n, u)", ROWS, "RMSNormalization over"),
         ("s = Softmax<axis=1>(c)  y = Conv(s, v)", MAP, "Softmax mixes"),
         ("s = CumSum(c, one)  y = Conv(s, v)", MAP, "CumSum mixes"),
         ("s = LRN<size=3>(c)  y = Conv(s, v)", MAP, "LRN mixes"),
@@ -387,7 +387,8 @@ def test_what_must_stay(body: str, out: str, reason: str) -> None:
     text = f"""g (float[1,3,6,6] x) => ({out}) {{
         c = Conv(x, w)  t = Transpose<perm=[0,2,3,1]>(c)  {body} }}"""
     arrays = {
-        "v": weight(4, 6, 1, 1), "u": weight(6, 4), "scale": weight(6), "k": weight(2, 1, 1, 3),
+        "v": weight(4, 6, 1, 1), "u": weight(6, 4), "scale": weight(6), "grid": weight(6, 6, 6),
+        "k": weight(2, 1, 1, 3),
         "rows": np.array([36, 1, 1, 6]), "one": np.array([1]), "six": np.array([6]),
         "four": np.array([4]), "two": np.array([2]), "three": np.array(3),
         "yes": np.array(True), "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
