@@ -124,6 +124,13 @@ class CodeRecord(VariantRecord):
     variants: tuple[VariantRecord, ...]
 
 
+class Footprint(_Record):
+    """Memory of a program without an operating system, start-up code and stack left out."""
+
+    flash_bytes: int
+    ram_bytes: int
+
+
 class Manifest(VariantRecord):
     """`manifest.json`: what the first variant is, and what all have in common.
 
@@ -148,6 +155,7 @@ class Manifest(VariantRecord):
     verification: dict[str, JsonValue]
     layers: list[dict[str, JsonValue]]
     members: dict[str, MemberRecord]
+    footprint: Footprint | None = None
 
 
 class Code(NamedTuple):
@@ -189,9 +197,10 @@ def write(
     with _output_errors(output), _sibling(output) as folder:
         codes = [*better, Code(target, plan)]
         placed, n_weight_bytes = _place([c.plan for c in codes], folder / runtime.WEIGHTS)
-        _build_library(codes, placed, n_weight_bytes, folder, progress or _silent)
+        used = _build_library(codes, placed, n_weight_bytes, folder, progress or _silent)
         _write_fallbacks(plan, folder)
         manifest = _manifest(codes, placed, meta, _members(folder))
+        manifest = manifest.model_copy(update={"footprint": used})
         _write_manifest(manifest, folder)
         if check is not None:
             manifest = manifest.model_copy(update={"verification": check(folder)})
@@ -259,10 +268,10 @@ def _build_library(
     n_weight_bytes: int,
     folder: Path,
     progress: Progress,
-) -> None:
+) -> Footprint | None:
     target = codes[-1].target
     if not placed[-1]:
-        return
+        return None
     drivers = [
         driver.Code(
             segments, tuple(sorted(features(code.target))), f"__{i}" if i + 1 < len(codes) else ""
@@ -275,15 +284,19 @@ def _build_library(
         if target.output == "c":
             kernels = list(drivers[-1].kernels.values())
             bundle.write_source(kernels, text, target, folder, folder / runtime.WEIGHTS)
-            return
+            return None
         work = [
             _Work(kernel, code.target, kernel.name + suffixed.suffix)
             for code, suffixed in zip(codes, drivers, strict=True)
             for kernel in suffixed.kernels.values()
         ]
         objects = _compile(work, Path(temporary), progress)
+        if target.output == "bare":
+            flash, ram = bundle.write_bare(objects, text, target, folder, placed[-1][0])
+            return Footprint(flash_bytes=flash, ram_bytes=ram)
         write = bundle.write_wasm if target.output == "wasm" else bundle.write_library
         write(objects, text, target, folder)
+        return None
 
 
 class _Work(NamedTuple):

@@ -2,6 +2,7 @@
 
 library    model.so                                   runtime.h  main.c  bench.c  CMakeLists.txt
 wasm       model.wasm  model.mjs  model.d.mts
+bare       libmodel.a  model.h                        runtime.h  main.c  CMakeLists.txt
 c          kernels.c  driver.c  the runtime's files   runtime.h  main.c  bench.c  CMakeLists.txt
            weights.c
 """
@@ -11,27 +12,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsegraph.targets import c_source, link
+from sparsegraph.targets.driver import Segment
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.target import Target
 
 SOURCES = Path(__file__).parent
-LIBRARY, MODULE = "model.so", "model.wasm"
+LIBRARY, MODULE, ARCHIVE = "model.so", "model.wasm", "libmodel.a"
 RUNTIME = ("runtime.c", "pool.c", "cpu.c", "instance.c")
 BARE_RUNTIME = ("runtime.c", "bare.c", "instance.c")
+LINE = 64  # alignment of workspace, inputs and outputs in the example
 ARRAY_LIMIT = 8 << 20  # bytes of weights as a C array: larger ones take compilers gigabytes
 
-_CMAKE = """cmake_minimum_required(VERSION 3.13)
+_CMAKE_BARE = """cmake_minimum_required(VERSION 3.13)
 project(model C)
 set(CMAKE_C_STANDARD 11)
 {library}
 add_executable(example main.c)
 target_link_libraries(example PRIVATE model)
-add_executable(bench bench.c)
+"""
+_CMAKE = (
+    _CMAKE_BARE
+    + """add_executable(bench bench.c)
 target_link_libraries(bench PRIVATE model)
 """
+)
 _SHARED = """add_library(model INTERFACE)
 target_include_directories(model INTERFACE ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(model INTERFACE ${CMAKE_CURRENT_LIST_DIR}/model.so)"""
+_ARCHIVE = """add_library(model INTERFACE)
+target_include_directories(model INTERFACE ${CMAKE_CURRENT_LIST_DIR})
+target_link_libraries(model INTERFACE ${CMAKE_CURRENT_LIST_DIR}/libmodel.a m)"""
 _STATIC = """add_library(model STATIC {files})
 target_include_directories(model PUBLIC ${{CMAKE_CURRENT_LIST_DIR}})
 target_link_libraries(model PUBLIC m)"""
@@ -50,6 +60,49 @@ def write_wasm(objects: Sequence[Path], driver: Path, target: Target, folder: Pa
     link.wasm_module(objects, sources, target, folder / MODULE)
     for name in ("model.mjs", "model.d.mts"):
         shutil.copyfile(SOURCES / name, folder / name)
+
+
+def write_bare(
+    objects: Sequence[Path],
+    driver: Path,
+    target: Target,
+    folder: Path,
+    segment: Segment,
+) -> tuple[int, int]:
+    """The static library with the weights inside, and an example without an operating system.
+
+    Returns:
+        Bytes of flash and of RAM that the example takes, without start-up code and stack.
+    """
+    sources = [*(SOURCES / name for name in BARE_RUNTIME), driver]
+    weights, library = folder / "weights.bin", folder / ARCHIVE
+    link.static_library(objects, sources, weights, target, library)
+    (folder / "model.h").write_text(_model_header(segment, weights.stat().st_size))
+    (folder / "CMakeLists.txt").write_text(_CMAKE_BARE.format(library=_ARCHIVE))
+    shutil.copyfile(SOURCES / "mcu.c", folder / "main.c")
+    shutil.copyfile(SOURCES / "runtime.h", folder / "runtime.h")
+    return link.footprint(library, folder / "main.c", target)
+
+
+def _model_header(segment: Segment, weights_bytes: int) -> str:
+    """Sizes that a program without allocation has to know when it is compiled."""
+    program, memory = segment.program, segment.memory
+    starts, end = [], 0
+    for tensor in (*program.inputs, *program.outputs):
+        starts.append(end)
+        end += -(-tensor.n_bytes // LINE) * LINE
+    numbers = {
+        "N_INPUTS": len(program.inputs),
+        "N_OUTPUTS": len(program.outputs),
+        "WEIGHTS_BYTES": weights_bytes,
+        "WORKSPACE_BYTES": memory.arena_bytes + memory.scratch_bytes + LINE,
+        "BORDER_BYTES": end,
+        "BORDER_STARTS": "{" + ", ".join(map(str, starts)) + "}",
+    }
+    lines = [f"#define SG_{name} {number}" for name, number in numbers.items()]
+    array = "extern const unsigned char sg_weights[SG_WEIGHTS_BYTES]; /* in libmodel.a */"
+    head = "/* Sizes of the model; inputs and outputs lie one behind the other, on cache lines. */"
+    return "\n".join([head, "#ifndef SG_MODEL_H", "#define SG_MODEL_H", *lines, array, "#endif\n"])
 
 
 def write_source(

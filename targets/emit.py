@@ -241,7 +241,7 @@ def _machine(target: Target) -> Any:
         options["mattr"] = attributes
     if target.abi:
         options["mfloat-abi" if target.abi == "hard" else "mabi"] = target.abi
-    if target.output == "wasm":
+    if target.output in ("wasm", "bare"):  # LLVM's own idea of them is unknown to TVM
         options["vector-width"] = 32 * target.lanes
     return tvm.target.Target(options)
 

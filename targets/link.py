@@ -1,4 +1,4 @@
-"""From objects and C sources to a shared library, through the C compiler driver of the target."""
+"""From objects and C sources to a library or module, through the C compiler of the target."""
 
 import os
 import re
@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from sparsegraph.targets.target import PACKAGES, Target
 
 from sparsegraph.errors import UnsupportedError, message
 
+_C_FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-g0", "-I.")
+_WEIGHTS = """.section .rodata.sg_weights, "a"
+.balign 64
+.global sg_weights
+sg_weights:
+.incbin "weights.bin"
+.size sg_weights, . - sg_weights
+"""
 _MATH_H = """#define INFINITY __builtin_inff()
 #define NAN __builtin_nanf("")
 """
@@ -75,6 +84,60 @@ def wasm_module(
     _link(command, [], objects, sources, target, output, {"math.h": _MATH_H})
 
 
+_BARE = ("-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
+
+
+def static_library(
+    objects: Sequence[Path], sources: Sequence[Path], weights: Path, target: Target, output: Path
+) -> None:
+    """Compile `sources` for a machine without an operating system; archive them with `objects`.
+
+    The weights become the constant `sg_weights`, aligned to 64 bytes.
+
+    Raises:
+        UnsupportedError: if the compiler is missing or fails (its message is kept).
+    """
+    compiler = _bare_compiler(target)
+    with _copies((*sources, *objects), target) as (folder, names):
+        shutil.copyfile(weights, folder / "weights.bin")
+        (folder / "weights.s").write_text(_WEIGHTS)
+        compiled = [n for n in (*names, "weights.s") if not n.endswith(".o")]
+        flags = (*_C_FLAGS, *_BARE, *target.c_flags)
+        _execute([compiler, *flags, "-c", *compiled], folder, target)
+        members = [Path(n).with_suffix(".o").name for n in (*names, "weights.s")]
+        archiver = compiler.removesuffix("gcc") + "ar"
+        _execute([archiver, "rcsD", "out", *members], folder, target)
+        shutil.move(folder / "out", output)
+
+
+def footprint(library: Path, main: Path, target: Target) -> tuple[int, int]:
+    """Bytes of flash and of RAM that the program of `main` and the library take, without stack.
+
+    Start-up code is left out, and so is what the linker finds unused.
+
+    Raises:
+        UnsupportedError: if the compiler is missing or fails.
+    """
+    compiler = _bare_compiler(target)
+    with _copies((main, library), target) as (folder, names):
+        for header in library.parent.glob("*.h"):
+            shutil.copyfile(header, folder / header.name)
+        flags = (*_C_FLAGS, *_BARE, *target.c_flags, "-nostartfiles", "-Wl,--gc-sections,-emain")
+        _execute([compiler, *flags, *names, "-lm", "-o", "out"], folder, target)
+        sizes = _execute([compiler.removesuffix("gcc") + "size", "out"], folder, target)
+    text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
+    return text + data, data + bss
+
+
+def _bare_compiler(target: Target) -> str:
+    found = shutil.which(target.linker[0])
+    if found is None:
+        need = target.linker[0]
+        fix = f"install the Debian package {PACKAGES[need]}"
+        raise UnsupportedError(message("target", str(target), f"no {need}", need, fix))
+    return found
+
+
 def _functions() -> list[str]:
     """What `runtime.h` declares, except for what needs threads."""
     text = Path(__file__).with_name("runtime.h").read_text()
@@ -91,22 +154,33 @@ def _link(
     output: Path,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-g0", "-I."]
-    with tempfile.TemporaryDirectory() as folder:  # same relative names in every build
+    with _copies((*sources, *objects), target) as (folder, names):
+        for name, text in (headers or {}).items():
+            (folder / name).write_text(text)
+        full = [*command, *_C_FLAGS, "-O2", "-fvisibility=hidden", *names, "-o", "out", *libraries]
+        _execute(full, folder, target)
+        shutil.move(folder / "out", output)
+
+
+@contextmanager
+def _copies(files: Sequence[Path], target: Target) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with the files under names that are the same in every build, and their headers."""
+    with tempfile.TemporaryDirectory() as folder:
         names = []
-        for i, path in enumerate((*sources, *objects)):
+        for i, path in enumerate(files):
             name = f"{i}{path.suffix}"
             shutil.copyfile(path, Path(folder, name))
             names.append(name)
-        for header in {p.parent for p in sources}:
-            for path in header.glob("*.h"):
+        for parent in {p.parent for p in files if p.suffix == ".c"}:
+            for path in parent.glob("*.h"):
                 shutil.copyfile(path, Path(folder, path.name))
-        for name, text in (headers or {}).items():
-            Path(folder, name).write_text(text)
-        full = [*command, *flags, *names, "-o", "out", *libraries]
-        done = subprocess.run(full, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            text = message("linking for", str(target), done.stderr[-2000:], "no errors",
-                           "report this with the message above")  # fmt: skip
-            raise UnsupportedError(text)
-        shutil.move(Path(folder, "out"), output)
+        yield Path(folder), names
+
+
+def _execute(command: Sequence[str], folder: Path, target: Target) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        fix = "report this with the message above"
+        text = message("building for", str(target), done.stderr[-2000:], "no errors", fix)
+        raise UnsupportedError(text)
+    return done.stdout

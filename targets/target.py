@@ -22,6 +22,8 @@ PACKAGES = {  # command -> Debian package
     "gcc": "gcc",
     "clang": "clang",
     "cmake": "cmake",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi",
+    "qemu-system-arm": "qemu-system-arm",
     "wasm-ld": "lld",
     "node": "nodejs",
     "qemu-aarch64": "qemu-user",
@@ -67,7 +69,9 @@ class Target:
         sve_bits: least length of the SVE registers that code counts on; 0: vectors are NEON's.
         known_features: all features of the family.
         extra_features: closed under implication, sorted; what the text form lists.
-        output: what is made: a shared library, a WebAssembly module, or C source.
+        output: what is made: a shared library, a WebAssembly module, C source, or a static library
+            for a machine without an operating system.
+        c_flags: what the C compiler has to be told about the machine.
     """
 
     name: str
@@ -86,7 +90,8 @@ class Target:
     sve_bits: int = 0
     known_features: tuple[Feature, ...] = field(default=(), repr=False)
     extra_features: tuple[str, ...] = ()
-    output: Literal["library", "wasm", "c"] = "library"
+    output: Literal["library", "wasm", "c", "bare"] = "library"
+    c_flags: tuple[str, ...] = ()
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""

@@ -1,6 +1,5 @@
 """Counting instructions: of a module written by hand, of a program, of pruned models."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,7 +86,7 @@ def test_the_plugin_counts_rounds_of_a_loop(tmp_path: Path) -> None:
     (tmp_path / "empty.c").write_text(empty)
     library = tmp_path / "m.sg" / "model.so"
     command = ["aarch64-linux-gnu-gcc", "-shared", "-fPIC", tmp_path / "empty.c", "-o", library]
-    subprocess.run(command, check=True)
+    assert cross.execute(*command).returncode == 0
     found = instructions.count_native(target, tmp_path / "m.sg")
     assert 5 * 100_000 <= found <= 5 * 100_000 + 200  # three nops, a subtraction, a branch
 

@@ -1,0 +1,45 @@
+"""Arm microcontrollers without an operating system: a static library, weights as a constant.
+
+Memory sizes of a part are not in its core's name: the bundle says what the model takes, and the
+linker refuses what does not fit. `l1_bytes` and `l2_bytes` only size the tiles of products: the
+data cache of the M7, one bank of the fast memory of the M55.
+"""
+
+from sparsegraph.targets.target import Feature, Target
+
+M7 = Target(
+    name="cortex-m7",
+    arch="armv7e-m",
+    triple="thumbv7em-none-eabihf",
+    cpu="cortex-m7",
+    features=("fp-armv8d16",),
+    lanes=1,
+    n_registers=16,  # 32 of single precision; 16 leave room for loads in flight
+    l1_bytes=16 << 10,
+    l2_bytes=128 << 10,
+    linker=("arm-none-eabi-gcc",),
+    emulator=("qemu-system-arm", "-M", "mps2-an500"),
+    abi="hard",
+    c_flags=("-mcpu=cortex-m7", "-mthumb", "-mfpu=fpv5-d16", "-mfloat-abi=hard"),
+    known_features=(Feature("fp-armv8d16"),),
+    output="bare",
+)
+M55 = Target(
+    name="cortex-m55",
+    arch="armv8.1-m.main",
+    triple="thumbv8.1m.main-none-eabihf",
+    cpu="cortex-m55",
+    features=("mve.fp",),
+    lanes=4,
+    n_registers=8,
+    l1_bytes=16 << 10,
+    l2_bytes=128 << 10,
+    linker=("arm-none-eabi-gcc",),
+    emulator=("qemu-system-arm", "-M", "mps3-an547"),
+    abi="hard",
+    c_flags=("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
+    known_features=(Feature("mve.fp"),),
+    output="bare",
+)
+
+TARGETS = [M7, M55]
