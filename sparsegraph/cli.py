@@ -167,6 +167,10 @@ def shrink(
     through_norm: Annotated[
         bool, typer.Option(help="Also cut features under a layer norm; moves its statistics.")
     ] = False,
+    inputs: Annotated[
+        float | None,
+        typer.Option(help="Share of input channels that each operator keeps for itself."),
+    ] = None,
     groups: Annotated[bool, typer.Option(help="Print every group line by line.")] = False,
     shape: Shape = None,
     dim: Dim = None,
@@ -187,6 +191,7 @@ def shrink(
         captured, options.keep(keep or ()), by, calibration=feeds,
         multiple=options.multiple(multiple),
         grouped="within" if within_groups else "whole", through_norm=through_norm,
+        inputs=inputs,
     )  # fmt: skip
     output.write_model(to, done.model)
     if groups:

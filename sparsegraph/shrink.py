@@ -19,8 +19,11 @@ from sparsegraph import pipeline
 from sparsegraph.errors import UsageError, VerifyError, message
 from sparsegraph.graph import is_op, opset
 from sparsegraph.layers import weighted
-from sparsegraph.structure import cut, mask
+from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
+from sparsegraph.rewrite import Fuel
+from sparsegraph.structure import cut, edges, mask
 from sparsegraph.structure.criteria import Evidence, criterion
+from sparsegraph.structure.edges import Gathered
 from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.multiples import MEASURED, fastest
 from sparsegraph.structure.ties import Analysis, Policy, analyse
@@ -61,6 +64,8 @@ class Shrunk:
     multiple: int = 1
     multiples_ms: Mapping[int, float] = field(default_factory=dict)
     """ONNX Runtime's latency with counts at multiples of each of these, where it was measured."""
+    gathered: Gathered | None = None
+    """Consumers that read only some of their input channels."""
 
     def facts(self) -> dict[str, object]:
         """The numbers beside the table."""
@@ -70,6 +75,7 @@ class Shrunk:
             "macs_before": macs, "macs_after": macs_left,
             "error_against_masked": self.error, "change_of_outputs": self.change,
             "multiple": self.multiple, "multiples_ms": dict(self.multiples_ms),
+            "inputs": [list(row) for row in self.gathered.rows] if self.gathered else [],
         }  # fmt: skip
 
     def summary(self) -> str:
@@ -77,6 +83,8 @@ class Shrunk:
         (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
         times = ", ".join(f"{n}: {ms:.3g} ms" for n, ms in self.multiples_ms.items())
         counts = f"\ncounts at multiples of {self.multiple} (measured: {times})" if times else ""
+        if self.gathered is not None:
+            counts += f"\n{self.gathered}"
         proof = "not compared" if self.error is None else f"{self.error:.0e} from the masked model"
         return (
             f"{weights:,} -> {weights_left:,} parameters ({1 - weights_left / weights:.1%} gone), "
@@ -120,12 +128,15 @@ def shrink(
     multiple: Multiple = 1,
     grouped: Literal["whole", "within"] = "whole",
     through_norm: bool = False,
+    inputs: float | None = None,
 ) -> Shrunk:
     """Keep a share of the units of every group, those with the highest scores of criterion `by`.
 
     `keep` is a share in (0, 1], or per group name (see `Shrunk.groups`) a share or the indices of
     the units that stay; groups that are not named stay whole. Channel counts are rounded up to
     `multiple`; "measured" takes the largest that costs ONNX Runtime on this machine no time.
+    `inputs` is the share of input channels, by weight norm, that every consumer keeps for itself;
+    where others need the rest, a Gather leaves them out, if that is measured to be faster.
     `through_norm` also cuts features that a norm runs over. In a mean of squares removed features
     count as zeros; a layer norm's mean and variance change, and then there is no masked model to
     compare with. The model is optimised first, which already removes what is dead. Raises
@@ -133,6 +144,8 @@ def shrink(
     """
     if multiple != MEASURED and multiple < 1:
         raise UsageError(message("option", "multiple", multiple, "at least 1", "leave it out"))
+    if inputs is not None and not 0 < inputs <= 1:
+        raise UsageError(message("option", "inputs", inputs, "above 0, at most 1", "give 0.5"))
     policy = Policy(grouped, through_norm, rescale=through_norm)
     base = pipeline.optimize(model).model
     analysis = analyse(base, policy)
@@ -145,6 +158,10 @@ def shrink(
     gone = job.marks(multiple)
     smaller = job.cut(gone)
     error = None if _moves_statistics(analysis, gone) else _proof(base, smaller, policy, gone)
+    gathered = None
+    if inputs is not None:
+        smaller, gathered, off = _choose_inputs(smaller, inputs)
+        error = None if error is None else max(error, off)
     return Shrunk(
         smaller,
         tuple(_row(group, gone) for group in found),
@@ -155,6 +172,7 @@ def shrink(
         _change(smaller, model),
         multiple,
         times,
+        gathered,
     )
 
 
@@ -197,6 +215,16 @@ def _chosen(
     return group.roots[order[n_keep:]]
 
 
+def _choose_inputs(model: ir.Model, share: float) -> tuple[ir.Model, Gathered, float]:
+    """Zero input channels, remove what nobody reads now, gather the rest; proved against zeros."""
+    zeroed = model.clone()
+    edges.zero_inputs(zeroed.graph, share)
+    smaller = zeroed.clone()
+    RemoveDeadChannels().run(smaller, Fuel())
+    gathered = edges.gather(smaller)
+    return smaller, gathered, _prove(smaller, zeroed, model)
+
+
 def _moves_statistics(analysis: Analysis, gone: NDArray[np.bool_]) -> bool:
     """True when a layer norm loses features."""
     for node in analysis.graph:
@@ -214,12 +242,15 @@ def _width(group: Group) -> int:
     return math.gcd(*made) or 1
 
 
-def _proof(
-    base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.bool_]
-) -> float | None:
+def _proof(base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.bool_]) -> float:
     """The largest distance of the shrunk model from the masked one."""
     masked = base.clone()
     mask.apply(analyse(masked, policy), gone)
+    return _prove(smaller, masked, base)
+
+
+def _prove(smaller: ir.Model, masked: ir.Model, base: ir.Model) -> float:
+    """The largest distance; raises VerifyError beyond what rounding does to the masked model."""
     one, other, whole = Session(smaller), Session(masked), Session(base)
     worst = 0.0
     for feed in feeds_for(base, 2):

@@ -32,15 +32,17 @@ def fastest(
     return max(n for n, ms in times.items() if ms <= _FREE * best), times
 
 
-def latencies(models: Sequence[ir.Model]) -> list[float]:
+def latencies(
+    models: Sequence[ir.Model], rounds: int = _ROUNDS, round_s: float = _ROUND_S
+) -> list[float]:
     """Milliseconds of one run in ONNX Runtime, one thread: the lowest, the models taking turns."""
     ready = [(Session(model, optimize=True, threads=1), feeds_for(model, 2)[1]) for model in models]
     lowest = [float("inf")] * len(models)
     for session, feed in ready:
         session.run(feed)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for at, (session, feed) in enumerate(ready):
-            end = time.perf_counter() + _ROUND_S
+            end = time.perf_counter() + round_s
             while (start := time.perf_counter()) < end:
                 session.run(feed)
                 lowest[at] = min(lowest[at], 1e3 * (time.perf_counter() - start))
