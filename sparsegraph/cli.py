@@ -185,8 +185,8 @@ def shrink(
 
     screen = _screen(json, to)
     captured = load(model, options.shapes(shape or (), dim or ()))
-    inputs = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
-    feeds = () if calibration is None else options.read_calibration(calibration, inputs)
+    sizes = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
+    feeds = () if calibration is None else options.read_calibration(calibration, sizes)
     done = run(
         captured, options.keep(keep or ()), by, calibration=feeds,
         multiple=options.multiple(multiple),

@@ -225,7 +225,17 @@ def test_a_group_prints_how_its_units_hang_together() -> None:
 def test_command(tmp_path: Path) -> None:
     source, to, table = tmp_path / "m.onnx", tmp_path / "s.onnx", tmp_path / "t.json"
     onnx.save(ALL["vgg"](), source)
-    arguments = ["shrink", str(source), "-o", str(to), "--keep", "0.5", "--groups"]
+    arguments = [
+        "shrink",
+        str(source),
+        "-o",
+        str(to),
+        "--keep",
+        "0.5",
+        "--groups",
+        "--inputs",
+        "0.9",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--json", str(table)])
     assert result.exit_code == 0, result.output
     assert "parameters" in result.output
@@ -239,6 +249,9 @@ def test_command(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["shrink", str(source), "-o", str(to), "--keep", "nothing=0.5"])
     assert again.exit_code == 2
     assert "no such group" in again.output
+    wrong = CliRunner().invoke(app, ["shrink", str(source), "-o", str(to), "--multiple", "many"])
+    assert wrong.exit_code == 2
+    assert "a count or 'measured'" in wrong.output
 
 
 def test_policy_is_part_of_the_analysis() -> None:
