@@ -1,79 +1,88 @@
-"""Time of the `coded` product kernel per non-zero value, relative to ONNX Runtime's dense MatMul.
+"""Measure products with constant weights, fit the cost model, and say how wrong it is.
 
-    python -m benchmarks.product_cost
+    python -m benchmarks.product_cost                 measure what is missing, fit, write the prices
+    python -m benchmarks.product_cost --seconds 40    stop measuring after 40 s; go on the next time
+    python -m benchmarks.product_cost --afresh        forget earlier measurements (other kernels)
+    python -m benchmarks.product_cost --no-measure    fit and report what is stored
 
-The figures of `sparsegraph.lower.choose` are the medians over the shapes of what this prints.
-Kernels alone: blocks as the plan chooses them, layouts in place, one pinned thread, interleaved.
+Layers are those of `benchmarks.product_grid`; kernels and layouts are those of lowering, one pinned
+thread, medians, candidates and ONNX Runtime's single-node model taking turns. The error is that of
+layers the fit has not seen: layers (shapes, not densities) are dealt into `FOLDS` parts, and every
+part is predicted by a fit to the others.
 """
 
-import os
+import argparse
+import dataclasses
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
-from sparsegraph.targets import host
-from sparsegraph.targets.kernels.product import Product
-from sparsegraph.targets.layout import blocked
+from onnx import TensorProto, helper, numpy_helper
+from scipy.optimize import nnls
+from sparsegraph.targets.target import Target
 
-from sparsegraph import formats, targets
-from sparsegraph.lower.choose import choose
+from benchmarks import product_grid, results
+from sparsegraph import output, targets
+from sparsegraph.lower import cost, problem, trial
+from sparsegraph.lower.problem import Choice, Problem
 
-SHAPES = ((384, 768, 3072), (384, 768, 768), (128, 384, 1536), (196, 1024, 256), (49, 1024, 512))
-DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-GROUPS = (1, 4)  # rows that share their zeros
-ROUNDS = 5
-SECONDS = 0.015
+FOLDS = 5
+ROUNDS, BLOCK_MS = 5, 4.0
+BAR = 0.15  # median absolute relative error on layers that the fit never saw
+NOISE_NS = 1000.0  # errors are relative to the time and this much: short calls weigh less
+ORT = "onnxruntime"
 
-
-def sparse(rows: int, columns: int, density: float, group: int) -> np.ndarray:
-    """Random weights; the zeros of `group` consecutive rows are the same."""
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal((rows, columns)).astype(np.float32)
-    kept = np.repeat(rng.random((-(-rows // group), columns)) < density, group, axis=0)
-    return weight * kept[:rows]
+Record = dict[str, Any]
 
 
-def coded(points: int, weight: np.ndarray, density: float, group: int) -> Callable[[], Any]:
-    """The kernel on `points` points, ready to call."""
-    target = targets.native()
-    rows, columns = weight.shape
-    xl, yl = (blocked(1, n, points, 1, target) for n in (columns, rows))
-    # 0.6: the coded kernel also where the plan would take the dense one
-    choice = choose(
-        min(density, 0.6), yl.block // target.lanes, columns, target,
-        row=xl.row, is_shared=group > 1,
-    )  # fmt: skip
-    kernel = Product("coded", choice.group, choice.split, target.lanes)
-    packed = formats.pack_coded(weight, choice.group, choice.tile, reach=choice.tile // 2)
-    x = host.empty(xl.size + 64)
-    x[:] = np.random.default_rng(1).standard_normal(x.size)
-    y, bias = host.empty(yl.size + 64), host.empty(rows)
-    arrays = (packed.values, packed.slots, packed.chunks, packed.column_index, packed.runs)
-    args = [
-        y, yl.image, yl.tile, yl.row, x, xl.image, xl.tile, xl.row, 1, yl.tiles, columns,
-        choice.tile, bias, *map(host.aligned, arrays),
-    ]  # fmt: skip
-    library = host.Library([kernel], target)
-    return partial(_call, library.bind(kernel, *args, begin=0, end=yl.tiles), library, args)
+def measure_layer(
+    layer: product_grid.Layer, kernels: trial.Kernels, target: Target
+) -> Iterator[Record]:
+    """One record per way to compute the layer at each density, and one of ONNX Runtime."""
+    for density, share, choices in product_grid.cases(layer, target):
+        operands = layer.operands(density, target, share)
+        programs = [trial.lower(operands, c, target) for c in choices]
+        others = [reference(layer, operands.weight), idle()] if density == 1 else []
+        times = kernels.time(programs, *others, rounds=ROUNDS, block_ms=BLOCK_MS)
+        head = {"layer": layer.name, "problem": dataclasses.asdict(problem.of(operands, target))}
+        for choice, ms in zip(choices, times):
+            way = {name: getattr(choice, name) for name in ("weight", "group", "split", "tile")}
+            yield {**head, "choice": way, "ms": [round(t, 6) for t in ms]}
+        if others:
+            (ours,), (empty,) = times[-2:]
+            yield {**head, "choice": None, "ms": [round(max(ours - empty, 1e-6), 6)]}
 
 
-def _call(function: Callable[[], Any], *memory: object) -> None:
-    """Call `function`; `memory` is what it works on and must live as long."""
-    function()
+def idle() -> trial.Call:
+    """ONNX Runtime on next to nothing: what a call of a session takes by itself."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    return _session(node, [1], {})
 
 
-def dense(points: int, weight: np.ndarray) -> Callable[[], Any]:
-    """ONNX Runtime's MatMul of the same size."""
-    rows, columns = weight.shape
+def reference(layer: product_grid.Layer, weight: np.ndarray) -> trial.Call:
+    """ONNX Runtime on a model of this layer alone, one thread."""
+    window, points = layer.window(), layer.height * layer.width
+    if window is None:
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        shape, weight = [points, layer.channels], np.ascontiguousarray(weight.T)
+    else:
+        pads, strides = list(window.pads), list(window.stride)
+        node = helper.make_node("Conv", ["x", "w"], ["y"], pads=pads, strides=strides)
+        shape = [1, layer.channels, layer.height, layer.width]
+    return _session(node, shape, {"w": weight})
+
+
+def _session(node: Any, shape: list[int], weights: dict[str, np.ndarray]) -> trial.Call:
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "matmul",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [points, columns])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [points, rows])],
-        [helper.make_tensor("w", TensorProto.FLOAT, [columns, rows], weight.T.tobytes(), raw=True)],
+        [node], "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
@@ -81,39 +90,163 @@ def dense(points: int, weight: np.ndarray) -> Callable[[], Any]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    x = np.random.default_rng(1).standard_normal((points, columns)).astype(np.float32)
-    return lambda: session.run(None, {"x": x})
+    x = np.random.default_rng(1).standard_normal(shape, np.float32)
+    return partial(session.run, None, {"x": x})
 
 
-def medians(calls: list[Callable[[], Any]]) -> list[float]:
-    """Median seconds of each call, in interleaved blocks."""
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, times in zip(calls, samples):
-            call()
-            start = time.perf_counter()
-            while time.perf_counter() - start < SECONDS:
-                begin = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - begin)
-    return [float(np.median(t)) for t in samples]
+def samples(records: Sequence[Record], target: Target) -> dict[str, list[tuple[str, Any, float]]]:
+    """kernel -> (layer, counts, nanoseconds) of each call."""
+    found: dict[str, list[tuple[str, Any, float]]] = {}
+    for record in records:
+        case, choice = _problem(record), _choice(record)
+        if choice is None:
+            parts = [cost.reference_counts(case, target)]
+        else:
+            parts = sorted(cost.counts(case, choice, target), key=_call_order)
+        for (kernel, n), ms in zip(parts, record["ms"], strict=True):
+            found.setdefault(kernel, []).append((record["layer"], n, ms * 1e6))
+    return found
+
+
+def _call_order(part: tuple[str, Any]) -> int:
+    """Winograd's calls are input, products, output."""
+    return ["winograd_input", "dense", "coded", "vector", "winograd_output"].index(part[0])
+
+
+def fit(records: Sequence[Record], target: Target, start: cost.Prices | None = None) -> cost.Prices:
+    """Prices by non-negative least squares on relative error, per kernel."""
+    prices = dict(start or {})
+    for kernel, rows in samples(records, target).items():
+        names = sorted({name for _, n, _ in rows for name in n})
+        scale = [ns + NOISE_NS for _, _, ns in rows]
+        counts = [[n.get(name, 0.0) / s for name in names] for (_, n, _), s in zip(rows, scale)]
+        found = _robust(np.array(counts), np.array([ns / s for (_, _, ns), s in zip(rows, scale)]))
+        prices[kernel] = {n: float(f"{v:.4g}") for n, v in zip(names, found) if v > 0}
+    return prices
+
+
+def _robust(table: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Solve table @ x = want with x >= 0; rows far off count less (Huber weights at 15 %)."""
+    weight = np.ones(len(table))
+    for _ in range(6):
+        found, _ = nnls(table * weight[:, None], want * weight)
+        error = np.abs(table @ found - want)
+        weight = np.sqrt(np.minimum(1.0, BAR / np.maximum(error, 1e-9)))
+    return np.asarray(found)
+
+
+def held_out(records: Sequence[Record], target: Target) -> list[float]:
+    """Per record predicted / measured - 1, by a fit to the layers of the other folds."""
+    layers = sorted({r["layer"] for r in records})
+    fold = {layer: i % FOLDS for i, layer in enumerate(layers)}
+    found = [0.0] * len(records)
+    for k in range(FOLDS):
+        prices = fit([r for r in records if fold[r["layer"]] != k], target)
+        for i, r in enumerate(records):
+            if fold[r["layer"]] == k:
+                found[i] = predicted(r, prices, target) / sum(r["ms"]) - 1
+    return found
+
+
+def predicted(record: Record, prices: cost.Prices, target: Target) -> float:
+    """Milliseconds of a record by the model."""
+    case, choice = _problem(record), _choice(record)
+    if choice is None:
+        return cost.dense_ms(case, target, prices)
+    return cost.ours_ms(case, choice, target, prices)
+
+
+def _problem(record: Record) -> Problem:
+    fields = dict(record["problem"])
+    fields |= {name: tuple(fields[name]) for name in ("out", "patches")}
+    return Problem(**fields)
+
+
+def _choice(record: Record) -> Choice | None:
+    fields = record["choice"]
+    return None if fields is None else Choice(**{**fields, "split": tuple(fields["split"])})
+
+
+def family(record: Record) -> str:
+    """The row of the table that a record counts in."""
+    if record["choice"] is None:
+        return ORT
+    weight = str(record["choice"]["weight"]).split("-")[0]
+    case = record["problem"]
+    if weight == "coded" and case["is_shared"]:
+        weight = "coded, shared zeros"
+    kind = "" if case["gather"] is None or weight == "winograd" else ", gathered"
+    return weight + kind
+
+
+def table(records: Sequence[Record], errors: Sequence[float]) -> list[dict[str, Any]]:
+    """Error by family, all of ours, and ONNX Runtime's."""
+    by: dict[str, list[float]] = {}
+    for record, error in zip(records, errors):
+        name = family(record)
+        for key in (name, *(["all of ours"] if name != ORT else [])):
+            by.setdefault(key, []).append(abs(error))
+    return [
+        {
+            "family": name,
+            "records": len(found),
+            "median": round(float(np.median(found)), 4),
+            "p90": round(float(np.quantile(found, 0.9)), 4),
+            "worst": round(max(found), 4),
+        }
+        for name, found in sorted(by.items())
+    ]
 
 
 def main() -> None:
-    """Print one line per density, a column per shape and the median."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    for group in GROUPS:
-        print(f"zeros shared by {group} rows: " + "  ".join("x".join(map(str, s)) for s in SHAPES))
-        table = []
-        for points, columns, rows in SHAPES:
-            weights = [sparse(rows, columns, d, group) for d in DENSITIES]
-            calls = [dense(points, weights[0])]
-            calls += [coded(points, w, d, group) for w, d in zip(weights, DENSITIES)]
-            ort, *ours = medians(calls)
-            table.append([s / ort / d for s, d in zip(ours, DENSITIES)])
-        for density, line in zip(DENSITIES, np.array(table).T):
-            cells = "  ".join(f"{v:5.2f}" for v in line)
-            print(f"{density:5.2f}  {cells}  median {np.median(line):.2f}", flush=True)
+    """Measure, fit, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="limit of this batch")
+    parser.add_argument("--afresh", action="store_true", help="forget earlier measurements")
+    parser.add_argument("--no-measure", action="store_true", help="fit what is stored")
+    parser.add_argument("--json", type=Path, help="where measurements and errors are kept")
+    given = parser.parse_args()
+    target = targets.native()
+    path = given.json or Path(__file__).parent / "results" / f"product-cost-{target.name}.json"
+    data = json.loads(path.read_text()) if path.exists() and not given.afresh else {"records": []}
+    if not given.no_measure:
+        begun = results.begin(["benchmarks.product_cost"])
+        data |= {"commit": begun.commit, "machine": begun.machine, "versions": begun.versions}
+        _measure(data["records"], target, given.seconds)
+    records = data["records"]
+    if not records:
+        parser.error(f"{path} holds no measurements")
+    data["held_out"] = table(records, held_out(records, target))
+    output.write_text(path, _text(data))
+    for row in data["held_out"]:
+        print(
+            f"{row['family']:32} {row['records']:4} records  median {row['median']:.1%}  "
+            f"p90 {row['p90']:.1%}  worst {row['worst']:.0%}"
+        )
+    missing = len(product_grid.LAYERS) - len({r["layer"] for r in records})
+    if missing:
+        print(f"{missing} layers are still to be measured; prices are unchanged")
+        return
+    cost.save(target, fit(records, target))
+    print(f"wrote prices of {target.name}")
+
+
+def _text(data: dict[str, Any]) -> str:
+    """JSON with a record per line."""
+    rest = json.dumps({k: v for k, v in data.items() if k != "records"}, indent=1)
+    lines = ",\n  ".join(json.dumps(record) for record in data["records"])
+    return f'{rest[:-2]},\n "records": [\n  {lines}\n ]\n}}\n'
+
+
+def _measure(records: list[Record], target: Target, seconds: float) -> None:
+    """Append the records of layers that have none, until the time is up."""
+    end = time.monotonic() + seconds
+    kernels = trial.Kernels(target)
+    known = {r["layer"] for r in records}
+    for layer in product_grid.LAYERS:
+        if layer.name not in known and time.monotonic() < end:
+            records += list(measure_layer(layer, kernels, target))
+            print(layer.name, flush=True)
 
 
 if __name__ == "__main__":

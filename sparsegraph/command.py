@@ -48,6 +48,10 @@ Skip = Annotated[list[str] | None, typer.Option("--skip", help="A pass to leave 
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Verify against ONNX Runtime as we go.")
 ]
+Tuning = Annotated[
+    Path | None,
+    typer.Option("--tuning", help="A file of measured times that `compile --tune` wrote."),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", help="feed.npz, or name=array.npy; random values by default."),

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from sparsegraph import artefact, pipeline, verify
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.errors import UnsupportedError, VerifyError, message
+from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
+from sparsegraph.lower.choose import Decide
 from sparsegraph.program import Plan
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets import codes, runs_here
 from sparsegraph.targets.target import Target
+from sparsegraph.tune import Tuner, begin
+from sparsegraph.tuning import Tuning
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
 WORTHWHILE = 0.985  # below this estimate the whole model is left to ONNX Runtime
@@ -37,12 +42,16 @@ class Compiled:
         path: the artefact.
         session: the loaded artefact; None for a target that cannot run here.
         manifest: what the artefact says about itself.
+        tuned: what tuning measured and where it is kept, if there was any.
     """
 
-    def __init__(self, path: Path, session: InferenceSession | None, manifest: Any) -> None:
+    def __init__(
+        self, path: Path, session: InferenceSession | None, manifest: Any, tuned: str | None = None
+    ) -> None:
         self.path = path
         self.session = session
         self.manifest = manifest
+        self.tuned = tuned
 
     def run(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
@@ -94,6 +103,8 @@ def compile(
     fallback: bool = True,
     keep_native: bool = False,
     skip: Collection[str] = (),
+    tune: bool = False,
+    tuning: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a model for one machine and prove it against ONNX Runtime.
@@ -112,6 +123,9 @@ def compile(
             estimated to be slower here than there; never for WebAssembly modules and C source.
         keep_native: never leave the whole model to ONNX Runtime.
         skip: passes to leave out.
+        tune: measure the best ways to compute each product, instead of trusting the cost model.
+        tuning: the file of measured times; without `tune` it is only read, with it the default is
+            in the user's cache folder, and products that it lacks are added.
         progress: called as progress(stage, done, total).
 
     Raises:
@@ -131,6 +145,7 @@ def compile(
             fix = "compile one bundle per shape"
             found = f"{len(several)} shapes"
             raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
+    tuner, decide = _tuning(machines, tune, None if tuning is None else Path(tuning), report)
     models, records = [], []
     plans: list[list[Plan]] = [[] for _ in machines]
     for one in several:
@@ -138,12 +153,16 @@ def compile(
         model = load(source, example_inputs, one)
         optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=_counter(report))
         report("plan", 0, 1)
+        if tuner is not None:
+            tuner.n_layers += len(weighted(optimized.model))
         for made, one_machine in zip(plans, machines, strict=True):
-            made.append(
-                partition.plan(
-                    optimized.model, one_machine, threads=threads, allow_fallback=fallback
-                )
-            )
+            with tuner.saving() if tuner is not None else contextlib.nullcontext():
+                made.append(
+                    partition.plan(
+                        optimized.model, one_machine, threads=threads, allow_fallback=fallback,
+                        decide=decide,
+                    )
+                )  # fmt: skip
         plan = plans[-1][-1]
         if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
             reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
@@ -162,7 +181,22 @@ def compile(
     *better, code = (artefact.Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
     manifest = artefact.write(code.plan, code.target, path, meta, report, prove, better)
     session = InferenceSession(path, threads=threads) if is_here else None
-    return Compiled(path, session, manifest)
+    return Compiled(path, session, manifest, None if tuner is None else str(tuner))
+
+
+def _tuning(
+    machines: Sequence[Target], tune: bool, path: Path | None, report: Progress
+) -> tuple[Tuner | None, Decide | None]:
+    """What measures, if anything does, and what decides, if the cost model does not."""
+    if not tune and path is None:
+        return None, None
+    if len(machines) > 1:
+        found, need = " + ".join(map(str, machines)), "one target"
+        raise UnsupportedError(message("tuning", "target", found, need, "compile one at a time"))
+    if not tune and path is not None:
+        return None, partial(Tuning.read(path, machines[0]).choice, target=machines[0])
+    tuner = begin(path, machines[0], report)
+    return tuner, tuner
 
 
 def _counter(report: Progress) -> Callable[[pipeline.PassRecord], None]:

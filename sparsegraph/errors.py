@@ -10,6 +10,10 @@ class SparsegraphError(Exception):
     exit_code = 3
 
 
+class Declined(SparsegraphError):
+    """A node that this compiler does not lower; the text says why. Never reaches the user."""
+
+
 class UsageError(SparsegraphError):
     """A wrong option, recipe, feed name, shape or dtype."""
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-COLUMNS = ("layer", "op", "weight", "density", "format", "estimated speedup", "why not sparse")
+COLUMNS = (
+    "layer", "op", "weight", "density", "format", "ms", "from", "speedup", "why not sparse",
+)  # fmt: skip
 Manifest = Mapping[str, Any]
 
 
@@ -16,13 +18,15 @@ def layers(manifest: Manifest) -> list[list[Any]]:
             "x".join(map(str, layer["weight"])),
             layer["density"],
             layer["format"],
+            layer["ms"],
+            "measured" if layer["is_measured"] else "predicted",
             1 / max(layer["estimate"], 1e-3),
             why_dense(layer),
         ]
         for layer in manifest["layers"]
     ]
     for node, reason in fallbacks(manifest):
-        rows.append([node, "", "", None, "onnxruntime", None, reason])
+        rows.append([node, "", "", None, "onnxruntime", None, "", None, reason])
     return rows
 
 

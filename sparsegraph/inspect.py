@@ -1,27 +1,33 @@
 """What a model's zeros are worth on a machine: per layer the pattern, the gain, and why not more.
 
-Nothing is compiled. Gains come from the cost model of `sparsegraph.lower.choose`; a layer's part
-in the model's time is its part of the multiply-adds, so the total is an estimate for the layers
-alone.
+Nothing is compiled or measured: times come from the cost model of `sparsegraph.lower.cost`, or from
+a tuning file, so the total is an estimate for the layers alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph import explain
 from sparsegraph.errors import UsageError, message
 from sparsegraph.graph import static_shape
 from sparsegraph.layers import Layer, weighted
-from sparsegraph.lower.choose import choose
+from sparsegraph.lower import problem
+from sparsegraph.lower.choose import Decide, choose
+from sparsegraph.lower.problem import Choice, Operands
+from sparsegraph.lower.windows import window_of
 from sparsegraph.passes.classify_masks import classify
-from sparsegraph.sparsity import WeightPattern, analyze
-from sparsegraph.targets.layout import point_block
+from sparsegraph.sparsity import analyze
+from sparsegraph.targets.layout import blocked, planar
 from sparsegraph.targets.target import Target
+from sparsegraph.tuning import Tuning
 
 _GRID = (16, 32)  # cells of a picture
 
@@ -35,11 +41,14 @@ class LayerRow:
         pattern: the pattern of its zeros, in words.
         density: share of non-zero weights.
         macs: multiply-adds of one dense run, None when a shape is unknown.
-        format: what the plan would choose, `dense` or `coded`.
+        format: what the plan would choose: `dense`, `coded`, or `winograd-M` (see `Choice`).
         break_even: density below which the coded kernel is faster on the target.
-        speedup: estimated time in ONNX Runtime / time here; below 1 where a dense kernel of ours
-            is the slower one.
+        speedup: time in ONNX Runtime / time here; below 1 where a dense kernel of ours is the
+            slower one.
         reason: why it stays dense, empty if it does not.
+        ms: time of one run on one thread, None where no product kernel applies or the shape is
+            unknown; `is_measured`: from a tuning file, else predicted.
+        dense_ms: predicted time in ONNX Runtime.
         what_if_speedup, what_if_reason: the same after `impose`.
         grid: a picture: share of non-zeros in each cell of the weight [outputs, inputs].
     """
@@ -56,6 +65,9 @@ class LayerRow:
     break_even: float
     speedup: float
     reason: str
+    ms: float | None = None
+    dense_ms: float | None = None
+    is_measured: bool = False
     what_if_speedup: float | None = None
     what_if_reason: str = ""
     grid: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
@@ -73,7 +85,7 @@ class MaskRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The answer of `inspect`. `speedup` is of all layers together, weighted by multiply-adds."""
+    """The answer of `inspect`. `speedup` is of all layers together."""
 
     target: str
     layers: tuple[LayerRow, ...]
@@ -120,9 +132,20 @@ class Inspection:
         }
 
     def table(self) -> tuple[list[str], list[list[object]]]:
-        """(columns, rows): one row per layer; speedups are estimates."""
+        """(columns, rows): one row per layer; milliseconds are predicted or measured."""
         what_if = ["what-if"] if self.imposed is not None else []
-        columns = ["layer", "op", "weight", "zeros", "density", "M MAC", "format", "speedup"]
+        columns = [
+            "layer",
+            "op",
+            "weight",
+            "zeros",
+            "density",
+            "M MAC",
+            "format",
+            "ms",
+            "from",
+            "speedup",
+        ]
         rows: list[list[object]] = [
             [
                 row.node,
@@ -132,6 +155,8 @@ class Inspection:
                 row.density,
                 None if row.macs is None else row.macs / 1e6,
                 row.format,
+                row.ms,
+                "" if row.ms is None else "measured" if row.is_measured else "predicted",
                 row.speedup,
                 *([row.what_if_speedup] if what_if else []),
                 row.reason or row.what_if_reason,
@@ -147,7 +172,7 @@ class Inspection:
             f"{self.n_zero:,} of {self.n_weights:,} weights are zero ({share:.1%}), in "
             f"{sum(row.n_zero > 0 for row in self.layers)} of {len(self.layers)} layers.",
             f"On {self.target} {self.n_faster} layers get faster; all layers together "
-            f"{self.speedup:.2f} times (estimated, by multiply-adds).",
+            f"{self.speedup:.2f} times ({self._source()}).",
         ]
         if self.imposed is not None:
             lines.append(
@@ -156,21 +181,30 @@ class Inspection:
             )
         return "\n".join(lines)
 
+    def _source(self) -> str:
+        n = sum(row.is_measured for row in self.layers)
+        return f"{n} layers measured, the rest predicted" if n else "predicted"
+
     def __str__(self) -> str:
         return self.summary()
 
 
 def inspect(
-    model: ir.Model, target: Target | str = "native", *, impose: float | None = None
+    model: ir.Model,
+    target: Target | str = "native",
+    *,
+    impose: float | None = None,
+    tuning: str | Path | None = None,
 ) -> Inspection:
     """Inspect a captured model for one machine.
 
     Args:
         model: what `load` or `capture` returned. Masks are folded into weights on a copy.
         impose: what-if: the share of zeros, in [0, 1), that every prunable layer would have.
+        tuning: a file of `compile --tune`; its measured times are taken where it has them.
 
     Raises:
-        UsageError: `impose` is no share.
+        UsageError: `impose` is no share, or `tuning` no file for this target.
         UnsupportedError: an unknown target.
     """
     from sparsegraph import pipeline, targets
@@ -181,7 +215,10 @@ def inspect(
     machine = targets.get(target) if isinstance(target, str) else target
     optimized = pipeline.optimize(model, verify=False).model
     skipped = _unprunable(optimized) if impose is not None else {}
-    rows = [_row(layer, machine, impose, skipped) for layer in weighted(optimized)]
+    decide: Decide = lambda case, _: choose(case, machine)  # noqa: E731
+    if tuning is not None:
+        decide = partial(Tuning.read(Path(tuning), machine).choice, target=machine)
+    rows = [_row(layer, machine, decide, impose, skipped) for layer in weighted(optimized)]
     records, declined = classify(optimized)
     masks = [MaskRow(r.node, r.value, r.kind, r.detail) for r in records]
     masks += [MaskRow(d.node, "", "unknown", d.reason) for d in declined]
@@ -205,16 +242,24 @@ def always_dense(layer: Layer) -> str:
     return ""
 
 
-def _row(layer: Layer, target: Target, impose: float | None, skipped: dict[str, str]) -> LayerRow:
+def _row(
+    layer: Layer,
+    target: Target,
+    decide: Decide,
+    impose: float | None,
+    skipped: dict[str, str],
+) -> LayerRow:
     pattern = analyze(layer.matrix(), zero=layer.zero())
     never = always_dense(layer)
-    form, break_even, speedup = gain(layer, pattern.density, target)
-    reason = never or (_why_dense(pattern, break_even) if form == "dense" else "")
+    case = None if never else operands(layer, target)
+    choice = None if case is None else _all_groups(decide(problem.of(case, target), case), layer)
     what_if, why = None, ""
     if impose is not None:
         why = never or skipped.get(layer.name, "")
         density = pattern.density if why else min(pattern.density, 1 - impose)
-        what_if = 1.0 if never else gain(layer, density, target)[2]
+        is_same = density == pattern.density
+        found = choice if is_same or never else gain(layer, density, target)
+        what_if = found.speedup if found else 1.0
     return LayerRow(
         node=layer.name,
         op=layer.node.op_type,
@@ -224,10 +269,13 @@ def _row(layer: Layer, target: Target, impose: float | None, skipped: dict[str, 
         density=pattern.density,
         n_zero=pattern.n_zero,
         macs=layer.macs(),
-        format="dense" if never else form,
-        break_even=break_even,
-        speedup=1.0 if never else speedup,
-        reason=reason,
+        format=choice.weight if choice else "dense",
+        break_even=choice.break_even if choice else 0.0,
+        speedup=choice.speedup if choice else 1.0,
+        reason=never or _why_dense(choice, pattern.density),
+        ms=choice.ms if choice else None,
+        dense_ms=choice.dense_ms if choice else None,
+        is_measured=choice.is_measured if choice else False,
         what_if_speedup=what_if,
         what_if_reason=why,
         grid=_grid(layer),
@@ -247,44 +295,52 @@ def _grid(layer: Layer) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in (sums / sizes).round(3).tolist())
 
 
-def gain(layer: Layer, density: float, target: Target) -> tuple[str, float, float]:
-    """(format, break-even density, estimated speedup) of a layer at a density."""
-    out, inner, *kernel = layer.matrix().shape
-    taps = _size(kernel)
-    choice = choose(
-        density,
-        point_block(_points(layer), target) // target.lanes,
-        inner * taps,
-        target,
-        taps=taps,
-        rows=out,
-        is_gathered=_is_gathered(layer),
-    )
-    return choice.weight, choice.break_even, 1 / max(choice.cost, 1e-3)
+def gain(layer: Layer, density: float, target: Target) -> Choice | None:
+    """What the model says of a layer at another density, None if its shape is unknown."""
+    case = operands(layer, target)
+    if case is None:
+        return None
+    other = replace(problem.of(case, target), density=density, is_shared=False)
+    return _all_groups(choose(other, target), layer)
 
 
-def _points(layer: Layer) -> int:
-    """Points of one image (pixels, tokens, rows) that the layer computes; 1 if unknown."""
-    shape = static_shape(layer.node.outputs[0])
-    if shape is None:
-        return 1
-    if layer.is_convolution:
-        return _size(shape[2:])
-    return _size(shape[1:-1]) if len(shape) > 2 else _size(shape[:-1])
+def operands(layer: Layer, target: Target) -> Operands | None:
+    """The product of a layer (of its first group) as lowering would lay it out.
+
+    Maps lie in planes where the layer reads neighbours. None if a shape is unknown.
+    """
+    x, y = static_shape(layer.data), static_shape(layer.node.outputs[0])
+    if x is None or y is None or len(y) < 2:
+        return None
+    weight, window = layer.matrix(), None
+    if not layer.is_convolution:
+        images, points = (y[0], _size(y[1:-1])) if len(y) > 2 else (1, y[0])
+        axis, source = len(x) - 1, points
+    else:
+        if len(y) > 4:
+            return None
+        window = window_of(layer.node, x, weight.shape)
+        weight = weight.reshape(*weight.shape[:2], *window.kernel)[: len(weight) // layer.group]
+        images, points, axis, source = y[0], _size(y[2:]), 1, _size(x[2:])
+        if window.is_patches and layer.group == 1:
+            weight, source = weight.reshape(len(weight), -1), points
+            window = None
+    make = planar if window is not None and window.n_taps > 1 else blocked
+    from_ = make(images, weight.shape[1], source, axis, target)
+    to = blocked(images, len(weight), points, axis, target)
+    return Operands(np.asarray(weight), from_, to, window)
 
 
-def _is_gathered(layer: Layer) -> bool:
-    """True unless the output map is the input map, point by point."""
-    attributes = layer.node.attributes
-    moves = (*attributes.get_ints("strides", ()), *layer.matrix().shape[2:])
-    pads = attributes.get_ints("pads", ())
-    return layer.is_convolution and (any(d != 1 for d in moves) or any(pads))
+def _all_groups(choice: Choice, layer: Layer) -> Choice:
+    n = layer.group
+    return replace(choice, ms=choice.ms * n, dense_ms=choice.dense_ms * n) if n > 1 else choice
 
 
-def _why_dense(pattern: WeightPattern, break_even: float) -> str:
-    if pattern.n_zero == 0:
-        return "no zeros"
-    return f"density {pattern.density:.2f} is above break-even {break_even:.2f}"
+def _why_dense(choice: Choice | None, density: float) -> str:
+    if choice is None:
+        return "its shape depends on run-time data"
+    facts = {"format": choice.weight, "density": density, "break_even": choice.break_even}
+    return explain.why_dense(facts)
 
 
 def _unprunable(model: ir.Model) -> dict[str, str]:
@@ -298,10 +354,15 @@ def _unprunable(model: ir.Model) -> dict[str, str]:
 
 
 def _total(rows: Sequence[LayerRow], speedups: Sequence[float]) -> float:
-    """Speedup of all layers together, by multiply-adds; what would lose runs in ONNX Runtime."""
-    dense = sum(row.macs or 0 for row in rows)
-    left = sum((row.macs or 0) / speedup for row, speedup in zip(rows, speedups))
-    return max(1.0, dense / left) if left else 1.0
+    """Speedup of all layers together; what would lose runs in ONNX Runtime.
+
+    Layers without a predicted dense time count by their multiply-adds, at the rate of the others.
+    """
+    known = [(row.dense_ms, row.macs or 0) for row in rows if row.dense_ms is not None]
+    rate = sum(ms for ms, _ in known) / max(1, sum(macs for _, macs in known)) or 1.0
+    times = [(row.macs or 0) * rate if row.dense_ms is None else row.dense_ms for row in rows]
+    left = sum(ms / speedup for ms, speedup in zip(times, speedups))
+    return max(1.0, sum(times) / left) if left else 1.0
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -80,7 +80,7 @@ def _installed(commands: Sequence[str]) -> str:
 def facts() -> dict[str, object]:
     """CPU, cores, system and tool versions, for reports."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "arch": platform.machine(),
         "cores": _n_cores(),
         "system": f"{platform.system()} {platform.release()}",
@@ -92,7 +92,7 @@ def facts() -> dict[str, object]:
 def describe() -> str:
     """One line about this machine."""
     native = next((t.name for t in targets() if t.is_native), "no target fits")
-    return f"This machine: {_cpu_name()}, {_n_cores()} cores; native is {native}."
+    return f"This machine: {cpu_name()}, {_n_cores()} cores; native is {native}."
 
 
 def _n_cores() -> int:
@@ -101,7 +101,8 @@ def _n_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the system calls the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

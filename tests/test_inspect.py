@@ -50,7 +50,12 @@ def test_counts_and_gains() -> None:
     assert up.n_zero == round((1 - up.density) * 32 * up.shape[1])
     assert up.macs == BATCH * 32 * up.shape[1]
     assert up.speedup > 3
-    assert (down.speedup, down.reason) == (1.0, "no zeros")
+    assert (down.format, down.reason) == ("dense", "no zeros")
+    for row in (up, down):
+        assert row.ms is not None
+        assert row.dense_ms is not None
+        assert row.speedup == pytest.approx(row.dense_ms / row.ms)
+        assert not row.is_measured
     assert found.n_zero == up.n_zero
     assert 1 < found.speedup < up.speedup
     assert "1 layers get faster" in str(found)
@@ -59,7 +64,7 @@ def test_counts_and_gains() -> None:
 def test_a_layer_above_break_even_says_so() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "layer")
     (row,) = inspected({"w": sparse((64, 64), 0.95)}, [node], [64, 64]).layers
-    assert (row.format, row.speedup) == ("dense", 1.0)
+    assert row.format == "dense"
     assert row.reason == f"density {row.density:.2f} is above break-even {row.break_even:.2f}"
 
 
@@ -85,21 +90,64 @@ def test_depthwise_stays_dense_whatever_its_zeros() -> None:
     assert row.what_if_speedup == 1.0
 
 
-def test_a_convolution_that_gathers_gains_less_than_a_pointwise_one() -> None:
+def test_a_convolution_that_gathers_takes_more_time_for_the_same_work() -> None:
     weight = {"w": sparse((32, 32, 1, 1), 0.1)}
-    gains = []
+    each = []
     for strides in ([1, 1], [2, 2]):
         node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", strides=strides)
         (row,) = inspected(weight, [node], [1, 32, 16, 16]).layers
-        gains.append(row.speedup)
-    assert gains[0] > gains[1] > 1
+        assert row.ms is not None
+        assert row.macs is not None
+        each.append(row.ms / row.macs)
+    assert each[1] > each[0]
 
 
 def test_a_model_that_would_lose_runs_in_onnx_runtime() -> None:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
-    found = inspected({"w": sparse((32, 32, 3, 3), 1.0)}, [node], [1, 32, 16, 16])
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[2, 2, 2, 2], strides=[2, 2])
+    found = inspected({"w": sparse((32, 32, 5, 5), 1.0)}, [node], [1, 32, 16, 16])
     assert found.layers[0].speedup < 1
     assert (found.n_faster, found.speedup) == (0, 1.0)
+
+
+def test_a_dense_3x3_convolution_goes_by_winograd_and_few_weights_do_not() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
+    (dense,) = inspected({"w": sparse((64, 64, 3, 3), 1.0)}, [node], [1, 64, 56, 56]).layers
+    assert dense.format == "winograd-4"
+    assert dense.reason == "no zeros; Winograd F(4,3), weights 4.0 times as large"
+    (half,) = inspected({"w": sparse((64, 64, 3, 3), 0.7)}, [node], [1, 64, 56, 56]).layers
+    assert half.format == "winograd-4"
+    assert f"above break-even {half.break_even:.2f}; Winograd" in half.reason
+    (few,) = inspected({"w": sparse((64, 64, 3, 3), 0.1)}, [node], [1, 64, 56, 56]).layers
+    assert (few.format, few.reason) == ("coded", "")
+    assert few.speedup > dense.speedup > 1
+
+
+def test_shared_zeros_gain_more() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "layer")
+    alone = sparse((256, 256), 0.1)
+    shared = np.where(np.repeat(alone[:, ::4] != 0, 4, axis=1), np.float32(1), np.float32(0))
+    rows = [inspected({"w": w}, [node], [128, 256]).layers[0] for w in (alone, shared)]
+    assert rows[0].density == pytest.approx(rows[1].density, abs=0.01)
+    assert rows[1].speedup > rows[0].speedup
+    assert rows[1].break_even > rows[0].break_even
+
+
+def test_an_unknown_shape_is_not_guessed() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["at"], "nz"),
+         helper.make_node("Cast", ["at"], ["f"], "cast", to=TensorProto.FLOAT),
+         helper.make_node("Transpose", ["f"], ["t"], "turn"),
+         helper.make_node("MatMul", ["t", "w"], ["y"], "layer")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(sparse((2, 64), 0.5), "w")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 18)]
+    found = inspect(load(helper.make_model(graph, opset_imports=opset, ir_version=9)), V3)
+    (row,) = found.layers
+    assert (row.ms, row.speedup) == (None, 1.0)
+    assert row.reason == "its shape depends on run-time data"
 
 
 def test_imposing_zeros_never_takes_any_away() -> None:

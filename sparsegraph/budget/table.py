@@ -80,7 +80,7 @@ def tabulate(
     (arXiv:2308.10438). Layers whose input is too wide for second moments get a line instead.
 
     Time: ONNX Runtime's dense milliseconds of the layer times the cost model of
-    `sparsegraph.lower.choose`, unless `measured_ms` has milliseconds by layer and density.
+    `sparsegraph.lower.cost`, unless `measured_ms` has milliseconds by layer and density.
 
     Args:
         recipe: which layers, which structure, which criterion, which floor; its share of zeros does
@@ -152,12 +152,11 @@ class _Spent:
 
     def option(self, layer: Layer, density: float, loss: float) -> Option:
         size, macs = layer.array().size, float(layer.macs() or 0)
-        form, _, speedup = gain(layer, density, self.target)
-        if always_dense(layer):
-            form, speedup = "dense", 1.0
+        choice = None if always_dense(layer) else gain(layer, density, self.target)
+        form, speedup = (choice.weight, choice.speedup) if choice else ("dense", 1.0)
         dense = self.node_ms.get(layer.name, macs * self.ms_per_mac)
         ms = self.measured_ms.get(layer.name, {}).get(density, dense / speedup)
-        n_bytes = size * (_BYTES if form == "dense" else _CODED_BYTES * density)
+        n_bytes = size * (_CODED_BYTES * density if form == "coded" else _BYTES)
         return Option(density, loss, ms, n_bytes, macs * density)
 
 

@@ -7,19 +7,23 @@ computed only when somebody asks for it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.errors import SparsegraphError
+from sparsegraph.errors import Declined as Declined
 from sparsegraph.graph import constant, static_shape
-from sparsegraph.lower.choose import Choice
+from sparsegraph.lower.choose import Decide, choose
+from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Program, Ref, Step
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 from sparsegraph.targets.target import Target
+
+if TYPE_CHECKING:
+    from sparsegraph.lower.expand import Expansion
 
 SLACK_BYTES = 1024  # kernels may read past the end of a temporary, never write
 DTYPES = {
@@ -30,10 +34,6 @@ DTYPES = {
     ir.DataType.UINT8: "uint8",
     ir.DataType.INT8: "int8",
 }
-
-
-class Declined(SparsegraphError):
-    """A node that this compiler does not lower; the text says why. Never reaches the user."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,18 @@ def name_of(value: ir.Value) -> str:
 class Builder:
     """Lowers the nodes of one segment into `program`."""
 
-    def __init__(self, program: Program, target: Target, chunks: int) -> None:
+    def __init__(
+        self, program: Program, target: Target, chunks: int, decide: Decide | None = None
+    ) -> None:
         self.program = program
         self.target = target
+        self.decide = decide or (lambda problem, _: choose(problem, target))
         self.chunks = chunks  # parts of the rows of one product that may run on their own
         self.done: set[ir.Node] = set()
         self.layers: list[dict[str, Any]] = []  # one entry per product, for the report
         self.n_converted = 0  # elements whose layout changes
         self.placements: dict[str, Stored] = {}
+        self.expansions: dict[str, Expansion] = {}  # waiting products, by their result
         self._stored: dict[str, dict[str, Stored]] = {}
         self._deferred: dict[str, Callable[[], None]] = {}
         self._outputs = {t.name for t in program.outputs}
@@ -180,15 +184,18 @@ class Builder:
             stored = Stored(self.temporary(name, n_bytes), shape, dtype)
         return self.keep(value, stored)
 
-    def new_feature(self, value: ir.Value, like: FeatureMajor) -> Stored:
+    def new_feature(
+        self, value: ir.Value, like: FeatureMajor, *, is_planar: bool = False
+    ) -> Stored:
         """Room for a feature-major value with the points of `like` and the value's features.
 
+        In planes if `is_planar`, which is a wish, or if a reader wants them.
         A value that a Concat of features reads is placed inside the Concat's memory.
         """
         name, shape = name_of(value), shape_of(value)
         if name in self.placements:
             return self.keep(value, self.placements[name])
-        make = planar if wants_planes(value) else blocked
+        make = planar if is_planar or wants_planes(value) else blocked
         layout = make(like.images, shape[like.axis], like.points, like.axis, self.target)
         parent = self._concat_place(value, layout)
         if parent is not None:
@@ -296,6 +303,8 @@ class Builder:
             "break_even": choice.break_even,
             "macs": macs,
             "estimate": choice.cost,
+            "ms": choice.ms,
+            "is_measured": choice.is_measured,
         }
         if self.layers and self.layers[-1]["node"] == name:
             layer = _sum(self.layers.pop(), layer)
@@ -417,7 +426,13 @@ def _sum(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     share = {k: (a[k] * a["macs"] + b[k] * b["macs"]) / total for k in ("density", "estimate")}
     rows = a["weight"][0] + b["weight"][0]
     formats = dict.fromkeys((*a["format"].split("+"), b["format"]))
-    both = {"weight": [rows, *a["weight"][1:]], "format": "+".join(formats), "macs": total}
+    both = {
+        "weight": [rows, *a["weight"][1:]],
+        "format": "+".join(formats),
+        "macs": total,
+        "ms": a["ms"] + b["ms"],
+        "is_measured": a["is_measured"] and b["is_measured"],
+    }
     return {**a, **share, **both}
 
 

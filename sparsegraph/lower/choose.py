@@ -1,26 +1,20 @@
-"""Which format and register blocks a product gets, from its density, its points and the target.
+"""Which format and register blocks a product gets: the cheapest candidate of the cost model.
 
-Time model, relative to ONNX Runtime's dense kernel. The cost of `coded` values is the median over
-five products of what `python -m benchmarks.product_cost` prints on one AVX2 machine (Zen 4, L1 32
-KB, L2 1 MB); single shapes are up to 20 % off it, with shared zeros and few points up to 40 %. The
-other numbers were read by hand off warm timings of single kernels on the same machine.
+Blocks and column tiles follow rules found by sweeps on one AVX2 machine (Zen 4, L1 32 KB, L2 1 MB);
+what a candidate costs says `sparsegraph.lower.cost`.
 """
 
-import itertools
-from dataclasses import dataclass
+from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
+from sparsegraph.lower import cost
+from sparsegraph.lower.problem import Choice, Operands, Problem
 from sparsegraph.targets.target import Target
 
-# Cost of one non-zero value of a coded product relative to one value of a dense one, by density
-# (linear between the points).
-_SLOWDOWN = (
-    (0.0, 2.7), (0.02, 2.42), (0.05, 1.97), (0.1, 1.69), (0.2, 1.41), (0.3, 1.33),
-    (0.5, 1.25), (0.7, 1.19), (0.9, 1.13), (1.0, 1.1),
-)  # fmt: skip
-# The same where pairs of rows share their zeros.
-_SHARED_SLOWDOWN = (
-    (0.0, 2.2), (0.02, 1.87), (0.05, 1.35), (0.1, 1.2), (0.2, 1.17), (0.5, 1.1), (1.0, 1.08),
-)  # fmt: skip
+Decide = Callable[[Problem, Operands], Choice]
+"""How a product is computed."""
 
 _DIRECT_BLOCKS = {
     4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 4)),
@@ -29,122 +23,116 @@ _GATHERED_BLOCKS = {  # 79, 70, 81, 63 GF/s; with the direct blocks 38, 29, 81, 
     4: (2, (4,)), 5: (3, (3, 2)), 6: (2, (6,)), 7: (2, (4, 3)), 8: (2, (4, 4)),
 }  # fmt: skip
 
-_DIRECT_SLOWDOWN = {4: 1.0, 5: 1.06, 6: 1.0, 7: 1.1, 8: 1.0}  # padding of points is not in it
-_GATHERED_SLOWDOWN = {4: 1.13, 5: 1.27, 6: 1.1, 7: 1.4, 8: 1.3}
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
 _GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.35), (0.035, 2.0), (0.0, 4.6))
-_GATHER = 9.0  # gathering one vector costs as much as this many dense multiply-adds
-CONVERSION = 19.0  # changing the layout of one element, in the same unit
+CONVERSION = 19.0  # changing the layout of one element, in multiply-adds of ONNX Runtime
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How one product is computed.
-
-    Attributes:
-        weight: `dense` or `coded`.
-        group: rows that share activation loads.
-        split: vectors per pass over a tile of points.
-        tile: columns per column tile.
-        break_even: density below which `coded` wins on this machine.
-        cost: estimated time relative to ONNX Runtime's dense kernel.
-    """
-
-    weight: str
-    group: int
-    split: tuple[int, ...]
-    tile: int
-    break_even: float
-    cost: float
+def choose(problem: Problem, target: Target) -> Choice:
+    """The cheapest way by the cost model; `coded` exactly below the break-even density."""
+    dense_ms = cost.dense_ms(problem, target)
+    other = min(_priced(unstructured(problem, target), problem, target), key=lambda c: c.ms)
+    limit = break_even(problem, other.ms, target)
+    if problem.density < limit:
+        other = _priced([coded(problem, target)], problem, target)[0]
+    return dataclasses.replace(other, dense_ms=dense_ms, break_even=limit)
 
 
-def coded_slowdown(density: float, *, is_shared: bool = False) -> float:
-    """Time of a non-zero value relative to a value of the dense kernel."""
-    points = _SHARED_SLOWDOWN if is_shared else _SLOWDOWN
-    for (d0, s0), (d1, s1) in itertools.pairwise(points):
-        if density <= d1:
-            return s0 + (s1 - s0) * (density - d0) / (d1 - d0)
-    return points[-1][1]
+def unstructured(problem: Problem, target: Target) -> list[Choice]:
+    """Ways that read every weight."""
+    return [dense(problem, target), *(winograd(problem, m, target) for m in problem.patches)]
 
 
-def dense_slowdown(vectors: int, *, is_gathered: bool) -> float:
-    """Time of our dense kernel relative to ONNX Runtime's."""
-    return (_GATHERED_SLOWDOWN if is_gathered else _DIRECT_SLOWDOWN).get(vectors, 1.4)
+def dense(problem: Problem, target: Target) -> Choice:
+    """Every weight, zero or not."""
+    group, split = _dense_blocks(problem, target)
+    return Choice("dense", group, split, _column_tile(problem, 1.0, target))
 
 
-def break_even(vectors: int, *, is_gathered: bool, is_shared: bool = False) -> float:
-    """The density at which both kernels take the same time."""
-    return density_at(dense_slowdown(vectors, is_gathered=is_gathered), is_shared=is_shared)
+def winograd(problem: Problem, m: int, target: Target) -> Choice:
+    """A dense 3x3 convolution by patches of m x m."""
+    inner = dense(cost.inner_problem(problem, m, target), target)
+    return dataclasses.replace(inner, weight=f"winograd-{m}")
 
 
-def density_at(cost: float, *, is_shared: bool = False) -> float:
-    """The density at which a coded product has this cost, relative to ONNX Runtime's kernel."""
-    density = 1.0
-    while density > 0 and density * coded_slowdown(density, is_shared=is_shared) > cost:
-        density -= 0.005
-    return density
+def coded(problem: Problem, target: Target) -> Choice:
+    """Only the non-zero weights: pairs of rows if their sums leave registers for a quad."""
+    group = 2 if 2 * problem.vectors <= target.n_registers - 4 else 1
+    density = problem.density / 2 if problem.is_shared else problem.density
+    tile = _column_tile(problem, density, target)
+    return Choice("coded", group, (problem.vectors,), tile)
 
 
-def choose(
-    density: float, vectors: int, columns: int, target: Target,
-    *, taps: int = 1, row: int = 0, rows: int = 1 << 20, is_gathered: bool = False,
-    is_shared: bool = False,
-) -> Choice:  # fmt: skip
-    """Pick format and blocks.
-
-    Args:
-        density: share of non-zero weights.
-        vectors: vectors in one tile of points.
-        columns: columns of the weight matrix.
-        taps: columns per channel (a column tile holds whole channels).
-        row: elements between rows of the activation panel.
-        rows: rows of the weight matrix, over which the cost of gathering is spread.
-        is_gathered: the panel of a convolution is gathered.
-        is_shared: pairs of rows have the same zeros (`formats.is_shared`).
-    """
-    limit = break_even(vectors, is_gathered=is_gathered, is_shared=is_shared)
-    is_dense = density >= limit
-    if is_dense:
-        group, split = _dense_blocks(vectors, target, is_gathered=is_gathered)
-        cost = dense_slowdown(vectors, is_gathered=is_gathered)
-    else:
-        group, split = _coded_blocks(vectors, target)
-        cost = density * coded_slowdown(density, is_shared=is_shared)
-    cost += _GATHER / rows if is_gathered else 0.0
-    loads = density / 2 if is_shared and not is_dense else density
-    shares = _GATHERED_L1_SHARE if is_gathered else _L1_SHARE
-    share = next(s for d, s in shares if loads >= d)
-    tile = _column_tile(share, columns, row or vectors * target.lanes, taps, target)
-    return Choice("dense" if is_dense else "coded", group, split, tile, limit, cost)
+def candidates(problem: Problem, target: Target) -> list[Choice]:
+    """Every way that is worth measuring, by the model's time; the best guess of `choose` first."""
+    best = choose(problem, target)
+    found = unstructured(problem, target)
+    found += other_tiles(found[0], problem)[1:]
+    if problem.density < 1:
+        found += other_tiles(coded(problem, target), problem)
+    ways = [
+        dataclasses.replace(c, dense_ms=best.dense_ms, break_even=best.break_even)
+        for c in sorted(_priced(found, problem, target), key=lambda c: c.ms)
+    ]
+    return [best, *(c for c in ways if c.way != best.way)]
 
 
-def _column_tile(share: float, columns: int, row: int, taps: int, target: Target) -> int:
-    """Columns per tile: whole channels in equal tiles of at most `share` level 1 caches."""
-    tile = max(1, int(target.l1_bytes * share) // (4 * row) // taps) * taps
-    n_tiles = -(-columns // tile)
-    return -(-columns // taps // n_tiles) * taps  # equal tiles
+def other_tiles(choice: Choice, problem: Problem) -> list[Choice]:
+    """The choice, and the same with twice and half as many column tiles, one fewer, one more."""
+    n = -(-problem.columns // choice.tile)
+    counts = [n, 2 * n, n // 2, n - 1, n + 1]
+    sizes = [_equal_tiles(problem, k) for k in counts if 0 < k <= problem.channels]
+    return [dataclasses.replace(choice, tile=tile) for tile in dict.fromkeys(sizes)]
 
 
-def _dense_blocks(
-    vectors: int, target: Target, *, is_gathered: bool
-) -> tuple[int, tuple[int, ...]]:
+def break_even(problem: Problem, ms: float, target: Target) -> float:
+    """The density below which `coded` takes less than `ms`."""
+    low, high = 0.0, 1.0
+    if coded_ms(problem, 1.0, target) < ms:
+        return 1.0
+    while high - low > 1 / 512:
+        middle = (low + high) / 2
+        wins = coded_ms(problem, middle, target) < ms
+        low, high = (middle, high) if wins else (low, middle)
+    return low
+
+
+def coded_ms(problem: Problem, density: float, target: Target) -> float:
+    """Predicted milliseconds of the coded kernel at another density."""
+    other = dataclasses.replace(problem, density=density)
+    return cost.ours_ms(other, coded(other, target), target)
+
+
+def _priced(choices: list[Choice], problem: Problem, target: Target) -> list[Choice]:
+    return [dataclasses.replace(c, ms=cost.ours_ms(problem, c, target)) for c in choices]
+
+
+def _column_tile(problem: Problem, density: float, target: Target) -> int:
+    """Columns per tile: whole channels in equal tiles that fill a share of the level 1 cache."""
+    shares = _L1_SHARE if problem.gather is None else _GATHERED_L1_SHARE
+    share = next(s for d, s in shares if density >= d)
+    fits = int(target.l1_bytes * share) // (4 * problem.row) // problem.taps
+    return _equal_tiles(problem, -(-problem.channels // max(1, fits)))
+
+
+def _equal_tiles(problem: Problem, n: int) -> int:
+    return -(-problem.channels // n) * problem.taps
+
+
+def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...]]:
     """Rows per group and passes such that accumulators, weights and activations fit.
 
     With 16 registers LLVM spills some blocks that would fit, others when the panel is gathered
     (it then keeps all activation loads live); the blocks below have no spills in the inner loop.
     """
+    vectors = problem.vectors
     if target.n_registers <= 16:
-        blocks = _GATHERED_BLOCKS if is_gathered else _DIRECT_BLOCKS
+        blocks = _DIRECT_BLOCKS if problem.gather is None else _GATHERED_BLOCKS
         if vectors in blocks:
             return blocks[vectors]
         return min(4, max(1, 12 // vectors)), (vectors,)
     passes = 1 if vectors <= 6 else 2
     split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
     return max(1, min(8, (target.n_registers - 4) // max(split))), split
-
-
-def _coded_blocks(vectors: int, target: Target) -> tuple[int, tuple[int, ...]]:
-    """A pair of rows if its accumulators leave registers for a value and the quad it comes from."""
-    return (2 if 2 * vectors <= target.n_registers - 4 else 1), (vectors,)

@@ -3,70 +3,11 @@
 Geometry only, NumPy only: which source point each (tile of points, tap) needs.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from sparsegraph.targets.kernels.gather import FLAT, RUN
+from sparsegraph.lower.windows import FLAT, Window, step_of
+from sparsegraph.targets.kernels.gather import RUN
 from sparsegraph.targets.layout import FeatureMajor
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a convolution walks over a map.
-
-    Attributes: all (height, width); pads are (top, left, bottom, right).
-    """
-
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    pads: tuple[int, int, int, int]
-
-    @property
-    def out(self) -> tuple[int, int]:
-        (h, w), (kh, kw), (sh, sw), (dh, dw) = self.size, self.kernel, self.stride, self.dilation
-        top, left, bottom, right = self.pads
-        height = (h + top + bottom - dh * (kh - 1) - 1) // sh + 1
-        return height, (w + left + right - dw * (kw - 1) - 1) // sw + 1
-
-    @property
-    def is_pointwise(self) -> bool:
-        """True if the output map is the input map, point by point."""
-        ones = (1, 1)
-        return self.kernel == ones and self.stride == ones and not any(self.pads)
-
-    @property
-    def is_patches(self) -> bool:
-        """True if the windows tile the map: no pixel is read twice and none is left out."""
-        tiles = all(d % k == 0 for d, k in zip(self.size, self.kernel))
-        return tiles and self.kernel == self.stride != (1, 1) and not any(self.pads)
-
-    def sources(self, tap: int) -> np.ndarray:
-        """Per point of the result the source point under a tap; -1 outside the map."""
-        (h, w), (out_h, out_w) = self.size, self.out
-        ty, tx = divmod(tap, self.kernel[1])
-        iy = np.arange(out_h) * self.stride[0] + ty * self.dilation[0] - self.pads[0]
-        ix = np.arange(out_w) * self.stride[1] + tx * self.dilation[1] - self.pads[1]
-        inside = ((iy >= 0) & (iy < h))[:, None] & (ix >= 0) & (ix < w)
-        return np.where(inside, iy[:, None] * w + ix, -1).ravel()
-
-    @property
-    def n_taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
-
-
-def step_of(window: Window, x: FeatureMajor) -> int:
-    """`Product.gather` for this geometry.
-
-    Flat copies need one distance between result and source. They take 45, 74, 42, 144 us where
-    segments take 65, 106, 44, 186 (14x14x256, 28x28x128, 7x7x512, 56x56x64; one store a cycle would
-    be 19, 39, 11, 77). Not kept: no panel but planes moved by each tap column, read in place. Then
-    two of three loads are unaligned and each column loads its address: products 20 to 40 % slower.
-    """
-    is_flat = window.stride == (1, 1) and window.out[1] == window.size[1] and x.is_planar
-    return FLAT if is_flat else window.stride[1]
 
 
 def tables(

@@ -15,7 +15,7 @@ from sparsegraph.chain import form_chains
 from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.graph import captured, constant, has_subgraph, static_shape
 from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
-from sparsegraph.lower.choose import CONVERSION
+from sparsegraph.lower.choose import CONVERSION, Decide
 from sparsegraph.lower.table import HANDLERS
 from sparsegraph.program import Fallback, Plan, Program, Tensor
 from sparsegraph.targets.target import Target
@@ -35,6 +35,7 @@ def plan(
     *,
     threads: int = 1,
     allow_fallback: bool = True,
+    decide: Decide | None = None,
 ) -> Plan:
     """Lower a whole model.
 
@@ -42,6 +43,7 @@ def plan(
         model: static shapes, constants as initializers (what `pipeline.optimize` returns).
         threads: the number of threads that the plan should be able to keep busy.
         allow_fallback: whether nodes that no kernel covers may run in ONNX Runtime.
+        decide: how products are computed; by the cost model if None.
 
     Raises:
         UnsupportedError: if such nodes exist and no fallback is allowed; lists them.
@@ -61,7 +63,7 @@ def plan(
                 lowered.append(_fallback(model, segment, inputs, outputs, why))
                 continue
             program = Program(tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
-            builder = Builder(program, target, chunks=threads)
+            builder = Builder(program, target, chunks=threads, decide=decide)
             found |= _lower(builder, segment.nodes, outputs)
             form_chains(program, target)
             lowered.append(program)

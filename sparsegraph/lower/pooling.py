@@ -7,9 +7,8 @@ import onnx_ir as ir
 
 from sparsegraph.graph import attribute, input_at, int_attribute, integers, ints_attribute
 from sparsegraph.lower.builder import Builder, Declined, Stored, shape_of
-from sparsegraph.lower.gather import Window
-from sparsegraph.lower.products import window_of
 from sparsegraph.lower.reduce import lower_reduce
+from sparsegraph.lower.windows import Window, window_of
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.pool import GlobalPool, Pool, rows_of_windows, share_of_windows
 from sparsegraph.targets.layout import FeatureMajor

@@ -1,18 +1,16 @@
 """MatMul, Gemm and Conv with constant weights."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
 from sparsegraph import formats
-from sparsegraph.graph import attribute, constant, float_attribute, int_attribute, ints_attribute
-from sparsegraph.lower import regions, single_point, winograd
+from sparsegraph.graph import attribute, constant, float_attribute, int_attribute
+from sparsegraph.lower import expand, problem, regions, single_point, winograd
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
-from sparsegraph.lower.choose import choose
 from sparsegraph.lower.elementwise import feature_kind, operand
-from sparsegraph.lower.gather import Window, step_of, tables
+from sparsegraph.lower.gather import tables
 from sparsegraph.lower.movement import emit_call
+from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import Product
@@ -127,45 +125,6 @@ def _lower_patches(
     emit_product(b, [node], stored, flat, bias, node.outputs[0], layout, None)
 
 
-def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
-    """The window of a Conv or pool over one or two spatial axes.
-
-    Raises:
-        Declined: for three or more axes.
-    """
-    n = len(x) - 2
-    if n not in (1, 2):
-        raise Declined(f"{n} spatial axes")
-    kernel = ints_attribute(node, "kernel_shape") or tuple(weight[2:])
-    stride = ints_attribute(node, "strides") or (1,) * n
-    dilation = ints_attribute(node, "dilations") or (1,) * n
-    pads = ints_attribute(node, "pads") or (0,) * 2 * n
-    mode = attribute(node, "auto_pad", "NOTSET")
-    size = tuple(x[2:])
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        pads = _same_pads(size, kernel, stride, dilation, upper=mode == "SAME_UPPER")
-    if n == 1:  # a row is a map of height 1
-        pads = (0, pads[0], 0, pads[1])
-        size, kernel, stride, dilation = ((1, t[0]) for t in (size, kernel, stride, dilation))
-    return Window(
-        (size[0], size[1]), (kernel[0], kernel[1]), (stride[0], stride[1]),
-        (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]),
-    )  # fmt: skip
-
-
-def _same_pads(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-    *, upper: bool,
-) -> tuple[int, ...]:  # fmt: skip
-    begin, end = [], []
-    for d, k, s, dil in zip(size, kernel, stride, dilation):
-        total = max(0, (-(-d // s) - 1) * s + dil * (k - 1) + 1 - d)
-        small, large = total // 2, total - total // 2
-        begin.append(small if upper else large)
-        end.append(large if upper else small)
-    return (*begin, *end)
-
-
 def emit_product(
     b: Builder,
     nodes: list[ir.Node],
@@ -186,8 +145,13 @@ def emit_product(
     if window is None and not region.operands and b.is_row_output(region.result, layout.axis):
         _product_to_rows(b, nodes, x, weight, bias, region, layout)
         return
-    to = b.new_feature(region.result, layout)
-    step_product(b, nodes, x, weight, bias, to, window, region)
+
+    def make() -> None:
+        to = b.new_feature(region.result, layout)
+        step_product(b, nodes, x, weight, bias, to, window, region)
+
+    if not expand.wait(b, nodes, x, weight, bias, region, window, make):
+        make()
 
 
 def _product_to_rows(
@@ -246,26 +210,19 @@ def step_product(
     """Append one product kernel. `weight` is [rows, columns] or [rows, channels, kh, kw]."""
     lanes, target = b.target.lanes, b.target
     y = to.fm
-    vectors = y.block // lanes
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
     step = None if window is None or window.is_pointwise else step_of(window, x.fm)
     if step is None and y.block != x.fm.block:
         raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
-    density = float(np.count_nonzero(weight)) / max(1, weight.size)
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
-    row = -(-(y.block + lanes) // 16) * 16 if step is not None else x.fm.row
-    choice = choose(
-        density, vectors, columns, target,
-        taps=taps, row=min(row, y.block + 16), rows=len(weight), is_gathered=step is not None,
-        is_shared=formats.is_shared(weight),
-    )  # fmt: skip
-    if window is not None and x.fm.is_planar:
-        fast = winograd.fastest(window, weight.shape[1], len(weight), target)
-        if fast is not None and fast.cost < choice.cost:
-            winograd.step_winograd(b, nodes, x, weight, bias, to, window, region, fast)
-            macs = weight.size * y.images * y.points
-            b.describe(nodes[0], weight.shape, density, winograd.instead_of(choice, fast), macs)
-            return
+    operands = problem.Operands(weight, x.fm, y, window)
+    layer = problem.of(operands, target)
+    density = layer.density
+    choice = b.decide(layer, operands)
+    if choice.patch and window is not None:
+        winograd.step_winograd(b, nodes, x, weight, bias, to, window, region, choice)
+        b.describe(nodes[0], weight.shape, density, choice, layer.macs)
+        return
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
     if choice.weight == "dense" and step is None and single_point.fits(x, to, region):

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from sparsegraph.graph import attribute, constant, input_at, int_attribute, ints_attribute
 from sparsegraph.lower.builder import Builder, Declined, Stored, shape_of
-from sparsegraph.lower.gather import Window
 from sparsegraph.lower.movement import lower_depth_space
 from sparsegraph.lower.products import step_product
+from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.conv_transpose import PixelShuffle
 from sparsegraph.targets.kernels.plane import OVERSHOOT

@@ -1,7 +1,4 @@
-"""When a dense 3x3 convolution is cheaper by Winograd's method, and its three kernel calls."""
-
-import dataclasses
-from dataclasses import dataclass
+"""A dense 3x3 convolution by Winograd's method: its three kernel calls."""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,71 +6,19 @@ import onnx_ir as ir
 from sparsegraph import formats
 from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Stored, name_of
-from sparsegraph.lower.choose import Choice, choose, dense_slowdown, density_at
 from sparsegraph.lower.elementwise import operand
-from sparsegraph.lower.gather import Window
+from sparsegraph.lower.problem import Choice
+from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import winograd
 from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.kernels.winograd import InputTransform, OutputTransform
-from sparsegraph.targets.layout import FeatureMajor, point_block
-from sparsegraph.targets.target import Target
-
-LARGEST_ERROR = 1e-5  # of the largest output of a layer
-
-# Time of transforming one patch of one channel or feature, in multiply-adds of ONNX Runtime.
-# Measured on an AVX2 machine (Zen 4): 56x56x64, 28x28x128, 14x14x256 (input 217-374 and 907-1450).
-_INPUT = {2: 260.0, 4: 1000.0}
-_OUTPUT = {2: 120.0, 4: 410.0}
+from sparsegraph.targets.layout import FeatureMajor
 
 
-@dataclass(frozen=True)
-class Fast:
-    """Patches of m x m, and the estimated time relative to ONNX Runtime's direct kernel."""
-
-    m: int
-    cost: float
-
-    @property
-    def growth(self) -> float:
-        """Bytes of the weights relative to the plain ones."""
-        return (self.m + 2) ** 2 / 9
-
-
-def is_possible(window: Window) -> bool:
-    """True if the geometry is that of the transforms: 3x3, stride 1, any padding up to 2."""
-    steps = (*window.stride, *window.dilation)
-    return window.kernel == (3, 3) and all(s == 1 for s in steps) and max(window.pads) <= 2
-
-
-def fastest(window: Window, channels: int, rows: int, target: Target) -> Fast | None:
-    """The cheapest patch size that rounds little enough; None if there is none."""
-    if not is_possible(window):
-        return None
-    found = [
-        Fast(m, _cost(m, window, channels, rows, target))
-        for m in winograd.POINTS
-        if winograd.error_bound(m, channels) <= LARGEST_ERROR
-    ]
-    return min(found, key=lambda f: f.cost)
-
-
-def _cost(m: int, window: Window, channels: int, rows: int, target: Target) -> float:
-    grid = winograd.patches(window.out, m)
-    block = point_block(grid[0] * grid[1], target)
-    padded = -(-grid[0] * grid[1] // block) * block
-    slowdown = dense_slowdown(block // target.lanes, is_gathered=False)
-    products = (m + 2) ** 2 * padded * channels * rows * slowdown
-    transforms = padded * (_INPUT[m] * channels + _OUTPUT[m] * rows)
-    direct = 9 * channels * rows * window.out[0] * window.out[1]
-    return float(products + transforms) / direct
-
-
-def instead_of(choice: Choice, fast: Fast) -> Choice:
-    """What the report says about the layer."""
-    return dataclasses.replace(
-        choice, weight=f"winograd-{fast.m}", break_even=density_at(fast.cost), cost=fast.cost
-    )
+def growth(m: int) -> float:
+    """Bytes of the weights relative to the plain ones."""
+    return (m + 2) ** 2 / 9
 
 
 def step_winograd(
@@ -85,10 +30,10 @@ def step_winograd(
     to: Stored,
     window: Window,
     region: regions.Region | None,
-    fast: Fast,
+    choice: Choice,
 ) -> None:
     """Append the calls of one convolution; x lies in planes, weight is [rows, channels, 3, 3]."""
-    m, target, images = fast.m, b.target, x.fm.images
+    m, target, images = choice.patch, b.target, x.fm.images
     rows, channels = weight.shape[:2]
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     grid = winograd.patches(window.out, m)
@@ -96,9 +41,9 @@ def step_winograd(
         _places(b, f"{name}.{kind}", winograd.places(images, n, grid[0] * grid[1], m, target))
         for kind, n in (("patches", channels), ("products", rows))
     )
-    text = f"Winograd F({m},3), weights {fast.growth:.1f} times as large"
+    text = f"Winograd F({m},3), weights {growth(m):.1f} times as large"
     _step_input(b, nodes[0], x, before, window, m)
-    _step_products(b, nodes[0], before, weight, after, window, m, text)
+    _step_products(b, nodes[0], before, weight, after, window, choice, text)
     _step_output(b, nodes, after, bias, to, window, region, m)
 
 
@@ -118,14 +63,12 @@ def _step_input(b: Builder, node: ir.Node, x: Stored, to: Stored, window: Window
 
 
 def _step_products(
-    b: Builder, node: ir.Node, x: Stored, weight: np.ndarray, to: Stored, window: Window, m: int,
-    detail: str,
+    b: Builder, node: ir.Node, x: Stored, weight: np.ndarray, to: Stored, window: Window,
+    choice: Choice, detail: str,
 ) -> None:  # fmt: skip
-    name, target, places = node.name or name_of(node.outputs[0]), b.target, (m + 2) ** 2
+    name, m, places = node.name or name_of(node.outputs[0]), choice.patch, (choice.patch + 2) ** 2
     rows, channels = weight.shape[:2]
-    vectors = x.fm.block // target.lanes
-    choice = choose(1.0, vectors, channels, target, row=x.fm.row, rows=rows)
-    kernel = Product("dense", choice.group, choice.split, target.lanes, batch=places)
+    kernel = Product("dense", choice.group, choice.split, b.target.lanes, batch=places)
     matrices = winograd.transform_weights(weight, m)
     packed = [formats.pack_dense(w, choice.group, choice.tile) for w in matrices]
     starts = np.concatenate([p.chunks for p in packed])

@@ -15,7 +15,6 @@ pairs of opposite sign share their even and odd halves.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,16 +46,6 @@ POINTS = {
     4: (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
 }
 """Finite points of interpolation by patch size m; infinity is the last one."""
-
-
-def error_bound(m: int, channels: int) -> float:
-    """Bound on max|error| / max|output| for inputs of random sign; rounding grows as its root.
-
-    Set with a margin over a NumPy float32 model of the method, one draw each of 16, 64, 256 and 512
-    channels: at most 5e-8 (m = 2) and 2e-7 (m = 4) times sqrt(channels). The tests hold the kernels
-    to it up to 512 channels; beyond, the root is extrapolated.
-    """
-    return {2: 1e-7, 4: 3e-7}[m] * math.sqrt(channels)
 
 
 @cache

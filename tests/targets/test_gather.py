@@ -13,8 +13,9 @@ from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 
 from sparsegraph import formats, targets
-from sparsegraph.lower.gather import Window, flat, segments, step_of, tables
+from sparsegraph.lower.gather import flat, segments, tables
 from sparsegraph.lower.products import _columns_by_tile
+from sparsegraph.lower.windows import Window, step_of
 from tests.targets.test_product import bound, library, sparse
 
 TARGET = targets.native()

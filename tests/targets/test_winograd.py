@@ -14,8 +14,8 @@ from sparsegraph.targets.kernels.winograd import InputTransform, OutputTransform
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 
 from sparsegraph import formats, targets
-from sparsegraph.lower import winograd as lowering
-from sparsegraph.lower.gather import Window
+from sparsegraph.lower import windows
+from sparsegraph.lower.windows import Window
 from tests.targets.test_gather import convolve
 
 TARGET = targets.native()
@@ -131,7 +131,7 @@ def test_convolution_of_every_geometry(m: int, geometry: Any, make: Any) -> None
     got = Convolution(window, m, weight, x, bias, yl).run()
     expected = np.stack([convolve(weight, one, window) + bias[:, None] for one in x])
     largest = np.abs(weight).sum((1, 2, 3)).max() * np.abs(x).max()
-    assert np.abs(got - expected).max() <= winograd.error_bound(m, channels) * largest
+    assert np.abs(got - expected).max() <= windows.error_bound(m, channels) * largest
 
 
 @pytest.mark.parametrize("m", winograd.POINTS)
@@ -161,7 +161,7 @@ def test_error_against_float64_stays_below_the_stated_bound(m: int, channels: in
         got = Convolution(window, m, weight, x, bias, yl).run()[0]
         expected = convolve(weight, x[0], window) + bias[:, None]
         error = np.abs(got - expected).max() / np.abs(expected).max()
-        assert error <= winograd.error_bound(m, channels)
+        assert error <= windows.error_bound(m, channels)
 
 
 @pytest.mark.parametrize("m", winograd.POINTS)
@@ -175,11 +175,9 @@ def test_the_matrices_compute_the_filter_exactly(m: int) -> None:
 
 def test_patches_that_round_too_much_are_rejected() -> None:
     window = window_of((56, 56), (1, 1, 1, 1))
-    few, many = (lowering.fastest(window, c, 64, TARGET) for c in (64, 4096))
-    assert few is not None
-    assert many is not None
-    assert (few.m, many.m) == (4, 2)
-    assert winograd.error_bound(4, 64) <= lowering.LARGEST_ERROR < winograd.error_bound(4, 4096)
+    assert windows.patch_sizes(window, 64) == (2, 4)
+    assert windows.patch_sizes(window, 4096) == (2,)
+    assert windows.error_bound(4, 64) <= windows.LARGEST_ERROR < windows.error_bound(4, 4096)
 
 
 @pytest.mark.parametrize(
@@ -195,4 +193,4 @@ def test_other_geometries_are_not_for_winograd(
     kernel: Any, stride: Any, dilation: Any, pads: Any
 ) -> None:
     window = Window((20, 20), kernel, stride, dilation, pads)
-    assert lowering.fastest(window, 64, 64, TARGET) is None
+    assert windows.patch_sizes(window, 64) == ()

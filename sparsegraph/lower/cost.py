@@ -1,0 +1,189 @@
+"""How long a product takes: what its kernels do, counted, times fitted nanoseconds for each.
+
+The counts are vector operations and cache lines of the loops in `targets/kernels/product.py` and
+`winograd.py`; their prices are fitted to measurements by non-negative least squares on relative
+error. `python -m benchmarks.product_cost` measures, fits, writes `costs.json` and tells the error
+on layers that the fit never saw. Machines without prices of their own take those of `_DEFAULT`:
+counts follow from their vector length, registers and caches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from sparsegraph.lower.problem import Choice, Problem
+from sparsegraph.lower.windows import FLAT
+from sparsegraph.targets.layout import point_block
+from sparsegraph.targets.target import Target
+
+Counts = dict[str, float]
+Prices = dict[str, dict[str, float]]
+
+FILE = Path(__file__).with_name("costs.json")
+_DEFAULT = "x86-64-v3"
+_LINE = 16  # float32 values in a cache line
+_CODED_BYTES = 6  # value and column of one non-zero weight
+
+
+def prices(target: Target) -> Prices:
+    """Nanoseconds per operation, by kernel and operation."""
+    table = _table()
+    return table.get(target.name, table[_DEFAULT])
+
+
+@cache
+def _table() -> dict[str, Prices]:
+    data = json.loads(FILE.read_text())
+    return {name: entry["prices"] for name, entry in data.items()}
+
+
+def save(target: Target, found: Prices) -> None:
+    """Store the prices of a target."""
+    table = {**json.loads(FILE.read_text()), target.name: {"prices": found}}
+    FILE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    _table.cache_clear()
+
+
+def ours_ms(problem: Problem, choice: Choice, target: Target, table: Prices | None = None) -> float:
+    """Predicted milliseconds of the kernels of a choice, on one thread."""
+    table = table or prices(target)
+    return sum(_price(table[kernel], n) for kernel, n in counts(problem, choice, target)) / 1e6
+
+
+def dense_ms(problem: Problem, target: Target, table: Prices | None = None) -> float:
+    """Predicted milliseconds of ONNX Runtime's dense kernel, on one thread."""
+    kernel, n = reference_counts(problem, target)
+    return _price((table or prices(target))[kernel], n) / 1e6
+
+
+def _price(table: dict[str, float], n: Counts) -> float:
+    return sum(table.get(name, 0.0) * count for name, count in n.items())
+
+
+def counts(problem: Problem, choice: Choice, target: Target) -> Iterator[tuple[str, Counts]]:
+    """What each kernel call of a choice does: (kernel, counts)."""
+    if choice.patch:
+        yield from _winograd(problem, choice, target)
+    elif choice.weight == "dense" and problem.points == 1 and problem.gather is None:
+        n_bytes = 4.0 * problem.rows * problem.columns
+        vectors = n_bytes / 4 / target.lanes * problem.images
+        yield "vector", {"fma": vectors, "far": n_bytes / 64 * _beyond(n_bytes, target)}
+    else:
+        yield choice.weight, _product(problem, choice, target)
+
+
+def _product(p: Problem, c: Choice, target: Target) -> Counts:
+    """Counts of one `Product` call."""
+    tiles, passes = p.tiles(target.lanes), len(c.split)
+    panels = math.ceil(p.columns / c.tile)
+    groups = math.ceil(p.rows / c.group)
+    points = tiles * p.vectors  # vectors of points
+    is_dense = c.weight == "dense"
+    values = float(groups * c.group * p.columns) if is_dense else p.rows * p.columns * p.density
+    shared = 1 - 1 / c.group if is_dense or p.is_shared else (c.group - 1) / c.group * p.density
+    loads = points * values * (1 - shared)
+    stream = values * (4 if is_dense else _CODED_BYTES) * (p.images if p.images > tiles else 1)
+    missing = _beyond(4.0 * c.tile * p.row, target, level=1)
+    if p.is_shared and c.group == 1:  # the next row reads what this one did
+        missing /= 2
+    partial = float(points * p.rows * (panels - 1))
+    y_bytes = 4.0 * p.rows * p.row
+    activations = 4.0 * p.images * (p.source * p.channels + p.points * p.rows)
+    read = tiles * p.vectors * target.lanes / _LINE * p.channels
+    n = {
+        "call": 1.0,
+        "item": float(tiles),
+        "fma": points * values,
+        "load": loads,
+        "l2_load": loads * missing,
+        "value": tiles * passes * values,
+        "group": float(tiles * passes * panels * groups),
+        "panel": float(tiles * passes * panels),
+        "store": float(points * p.rows),
+        "partial": partial,
+        "partial_far": partial * _beyond(y_bytes, target),
+        "stream": tiles * stream / 64,
+        "stream_far": tiles * stream / 64 * _beyond(stream, target),
+        "read_far": read * _beyond(activations, target),
+    }
+    if not is_dense:
+        n["run"] = tiles * passes * panels * _runs(p, c, groups)
+    if p.gather is not None:
+        kind = "flat" if p.gather == FLAT else f"step{min(p.gather, 2)}"
+        n[f"{kind}_vector"] = float(points * p.columns)
+        n[f"{kind}_row"] = float(tiles * p.columns)
+    return n
+
+
+def _runs(p: Problem, c: Choice, groups: int) -> float:
+    """Runs of groups with equal trip counts per panel: each ends in mispredicted branches.
+
+    Rows have binomial counts in steps of 8 (`formats`), pairs share columns in steps of 4.
+    """
+    spread = math.sqrt(c.tile * p.density * (1 - p.density))
+    counts = 1 + 4 * spread / 8
+    both = 1.0
+    if c.group == 2 and not p.is_shared:
+        both += math.sqrt(c.tile) * p.density
+    return min(float(groups), counts * both)
+
+
+def _winograd(p: Problem, c: Choice, target: Target) -> Iterator[tuple[str, Counts]]:
+    m, lanes = c.patch, target.lanes
+    places = (m + 2) ** 2
+    grid = (-(-p.out[0] // m), -(-p.out[1] // m))
+    inner = inner_problem(p, m, target)
+    vectors = inner.tiles(lanes) * inner.vectors // places
+    for kernel, features in (("winograd_input", p.channels), ("winograd_output", p.rows)):
+        n_bytes = 4.0 * places * vectors * lanes * features
+        yield (
+            kernel,
+            {
+                f"transform{m}": float(vectors * features),
+                f"line{m}": float(p.images * features * grid[0]),
+                "feature": float(p.images * features),
+                "far": n_bytes / 64 * _beyond(n_bytes, target),
+            },
+        )
+    yield "dense", _product(inner, c, target)
+
+
+def inner_problem(p: Problem, m: int, target: Target) -> Problem:
+    """The products between Winograd's transforms: one per place of a patch, patches as points."""
+    n = -(-p.out[0] // m) * -(-p.out[1] // m)
+    block = point_block(n, target)
+    row = -(-block // _LINE) * _LINE if block > _LINE else block
+    return Problem(
+        p.rows, p.channels, 1, p.images * (m + 2) ** 2, n, block // target.lanes, row,
+        None, 1.0, False, n, (1, n),
+    )  # fmt: skip
+
+
+def reference_counts(p: Problem, target: Target) -> tuple[str, Counts]:
+    """What ONNX Runtime's kernel does: (kernel, counts)."""
+    weights = 4.0 * p.rows * p.columns
+    y = float(p.images * p.points * p.rows)
+    n = {
+        "call": 1.0,
+        "mac": p.macs / target.lanes,
+        "write": y,
+        "read": float(p.images * p.source * p.channels),
+        "far": weights / 64 * _beyond(weights, target),
+    }
+    height, width = p.out
+    if height == 1:
+        padded = -(-p.images * p.points // 6) * 6 / (p.images * p.points)
+        return "ort_product", n | {"tail": n["mac"] * (padded - 1), "weight": weights / 64}
+    tail = -(-width // 6) * 6 / width - 1
+    kernel = "ort_pointwise" if p.taps == 1 else "ort_convolution"
+    return kernel, n | {"tail": n["mac"] * tail, "strided": n["mac"] * (p.source > p.points)}
+
+
+def _beyond(n_bytes: float, target: Target, level: int = 2) -> float:
+    """Share of `n_bytes` that a cache cannot hold."""
+    size = target.l1_bytes if level == 1 else target.l2_bytes
+    return max(0.0, 1 - size / n_bytes) if n_bytes else 0.0

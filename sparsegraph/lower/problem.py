@@ -1,0 +1,147 @@
+"""One product with a constant weight, as far as its time depends on it, and how it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsegraph import formats
+from sparsegraph.lower import windows
+from sparsegraph.lower.windows import Window
+from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.target import Target
+
+_NEARLY_DENSE = 0.9  # above it rows share their zeros by chance
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product of a weight [rows, channels, taps] with activations of `images * points` points.
+
+    Attributes:
+        vectors: vectors in one tile of points.
+        row: elements between rows of the activation panel.
+        gather: None where the activations lie as the kernel reads them, else `windows.step_of`.
+        density: share of non-zero weights.
+        is_shared: pairs of rows have the same zeros (`formats.is_shared`).
+        source: points of one image of the input.
+        out: extents of the map (height, width); `(1, points)` of a matrix product.
+        patches: Winograd's patch sizes that this layer can use.
+    """
+
+    rows: int
+    channels: int
+    taps: int
+    images: int
+    points: int
+    vectors: int
+    row: int
+    gather: int | None
+    density: float
+    is_shared: bool
+    source: int
+    out: tuple[int, int]
+    patches: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """Columns of the weight matrix."""
+        return self.channels * self.taps
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a dense run."""
+        return self.rows * self.columns * self.images * self.points
+
+    def tiles(self, lanes: int) -> int:
+        """Tiles of points of all images."""
+        return self.images * -(-self.points // (self.vectors * lanes))
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a problem was read from: enough to run it.
+
+    Attributes:
+        weight: [rows, columns], or [rows, channels, kh, kw] with a `window`.
+        x, y: how activations and result lie.
+        window: None for a matrix product.
+    """
+
+    weight: np.ndarray
+    x: FeatureMajor
+    y: FeatureMajor
+    window: Window | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one product is computed.
+
+    Attributes:
+        weight: `dense`, `coded`, or `winograd-M` with patches of M x M.
+        group: rows that share activation loads.
+        split: vectors per pass over a tile of points.
+        tile: columns per column tile; group, split and tile of Winograd's inner product.
+        ms: time of the kernels, `dense_ms`: of ONNX Runtime's dense kernel.
+        break_even: density below which `coded` wins on this machine.
+        is_measured: `ms` was measured here, not predicted.
+    """
+
+    weight: str
+    group: int
+    split: tuple[int, ...]
+    tile: int
+    ms: float = 0.0
+    dense_ms: float = 0.0
+    break_even: float = 0.0
+    is_measured: bool = False
+
+    @property
+    def way(self) -> str:
+        """The choice itself: `coded 2x4 tile 512`."""
+        passes = "+".join(map(str, self.split))
+        return f"{self.weight} {self.group}x{passes} tile {self.tile}"
+
+    @property
+    def cost(self) -> float:
+        """Time relative to ONNX Runtime's dense kernel."""
+        return self.ms / self.dense_ms if self.dense_ms else 1.0
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than ONNX Runtime's dense kernel."""
+        return self.dense_ms / self.ms if self.ms else 1.0
+
+    @property
+    def patch(self) -> int:
+        """Winograd's patch size, 0 for a direct product."""
+        return int(self.weight.removeprefix("winograd-")) if "winograd" in self.weight else 0
+
+
+def of(operands: Operands, target: Target) -> Problem:
+    """What the time of a product depends on."""
+    weight, x, y, window = operands.weight, operands.x, operands.y, operands.window
+    gathered = window is not None and not window.is_pointwise
+    gather = windows.step_of(window, x) if window is not None and gathered else None
+    density = float(np.count_nonzero(weight)) / max(1, weight.size)
+    row = -(-(y.block + target.lanes) // 16) * 16 if gathered else x.row
+    patches = (
+        windows.patch_sizes(window, weight.shape[1]) if window is not None and x.is_planar else ()
+    )
+    return Problem(
+        rows=len(weight),
+        channels=weight.shape[1],
+        taps=int(np.prod(weight.shape[2:], dtype=np.int64)),
+        images=y.images,
+        points=y.points,
+        vectors=y.block // target.lanes,
+        row=min(row, y.block + 16),
+        gather=gather,
+        density=density,
+        is_shared=density < _NEARLY_DENSE and formats.is_shared(weight),
+        source=x.points,
+        out=window.out if window is not None else (1, y.points),
+        patches=patches,
+    )

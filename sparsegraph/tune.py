@@ -1,0 +1,131 @@
+"""`compile --tune`: measure the best candidates of every product while a model is lowered.
+
+Kernels are those that the artefact will hold, weights have the model's own pattern of zeros, and
+candidates take turns on one pinned core. What was measured goes into a tuning file, so that the
+next compilation measures only what is new, and the same file gives the same artefact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparsegraph.errors import UnsupportedError, UsageError, message
+from sparsegraph.lower import trial
+from sparsegraph.lower.choose import candidates
+from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.machine import cpu_name
+from sparsegraph.targets import runs_here
+from sparsegraph.targets.target import Target
+from sparsegraph.tuning import Measured, Tuning, default_path, kernel_digest, key
+
+Progress = Callable[[str, int, int], None]
+
+_MOST = 6  # candidates that are measured
+_WORTH = 1.6  # of the best prediction; the model is off by less on 99 of 100 layers
+_ROUNDS, _BLOCK_MS = 5, 5.0
+
+
+@dataclass
+class Tuner:
+    """Chooses by measuring; usable as `Builder.decide`.
+
+    Attributes:
+        path: where `tuning` is kept.
+        note: why an earlier file was not used, or empty.
+        n_layers: products that are expected, for progress.
+        n_measured, n_known: products of either kind so far.
+    """
+
+    target: Target
+    path: Path
+    tuning: Tuning
+    report: Progress
+    note: str = ""
+    n_layers: int = 0
+    n_measured: int = 0
+    n_known: int = 0
+    _kernels: trial.Kernels = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._kernels = trial.Kernels(self.target)
+
+    def __call__(self, problem: Problem, operands: Operands) -> Choice:
+        """The fastest way to compute a product."""
+        name = key(problem, operands)
+        if name in self.tuning.layers:
+            self.n_known += 1
+        else:
+            self.tuning.layers[name] = self._measure(problem, operands)
+            self.n_measured += 1
+        done = self.n_known + self.n_measured
+        self.report("tune", done, max(done, self.n_layers))
+        return self.tuning.choice(problem, operands, self.target)
+
+    def _measure(self, problem: Problem, operands: Operands) -> Measured:
+        best, *others = candidates(problem, self.target)
+        limit = _WORTH * best.ms
+        tried = [best, *(c for c in others[: _MOST - 1] if c.ms <= limit)]
+        programs = [trial.lower(operands, choice, self.target) for choice in tried]
+        times = self._kernels.time(programs, rounds=_ROUNDS, block_ms=_BLOCK_MS)
+        ms = {choice.way: round(sum(steps), 6) for choice, steps in zip(tried, times)}
+        return Measured(describe(problem), dict(sorted(ms.items(), key=lambda item: item[1])))
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Keep what was measured, also when something else goes wrong."""
+        try:
+            yield
+        finally:
+            if self.n_measured:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.tuning.write(self.path)
+
+    def __str__(self) -> str:
+        text = f"{self.n_measured} products measured, {self.n_known} known: {self.path}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+def begin(path: Path | None, target: Target, report: Progress) -> Tuner:
+    """A tuner that goes on where the file stopped.
+
+    A file for other kernels is measured anew, the tuner's `note` says so; so is whatever lies in
+    the default place and cannot be used.
+
+    Raises:
+        UnsupportedError: the target does not run on this machine.
+        UsageError: `path` holds something else, or what another machine measured.
+    """
+    if not runs_here(target):
+        fix = "tune on such a machine and pass its file with --tuning"
+        need = "a target that runs on this machine"
+        raise UnsupportedError(message("--tune", str(target), "a cross target", need, fix))
+    to = path or default_path(target)
+    empty = Tuning.here(target)
+    if not to.exists():
+        return Tuner(target, to, empty, report)
+    try:
+        found = Tuning.parse(to)
+        for what, have, need in (
+            ("target", found.target, str(target)),
+            ("CPU", found.cpu, cpu_name()),
+        ):
+            if have != need:
+                fix = "name another file"
+                raise UsageError(message("tuning file", str(to), f"{what} {have}", need, fix))
+    except UsageError as error:
+        if path is not None:
+            raise
+        return Tuner(target, to, empty, report, note=f"not used before: {error}")
+    if found.kernels != kernel_digest():
+        return Tuner(target, to, empty, report, note="the earlier results are of other kernels")
+    return Tuner(target, to, found, report)
+
+
+def describe(problem: Problem) -> str:
+    """A product for people: `3072x768, 384 points, 10.0 % non-zero`."""
+    taps = f"x{problem.taps} taps" if problem.taps > 1 else ""
+    points = f"{problem.images * problem.points} points"
+    return f"{problem.rows}x{problem.channels}{taps}, {points}, {problem.density:.1%} non-zero"

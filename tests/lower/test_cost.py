@@ -1,0 +1,161 @@
+"""The cost model: what it must obey, what it chooses, and how wrong it is on unseen layers."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sparsegraph.targets.kernels import gather
+from sparsegraph.targets.layout import blocked, planar
+
+from benchmarks import product_cost
+from sparsegraph import targets
+from sparsegraph.lower import choose, cost, problem, windows
+from sparsegraph.lower.problem import Operands, Problem
+from sparsegraph.lower.windows import Window
+
+V3 = targets.get("x86-64-v3")
+STORED = Path(product_cost.__file__).parent / "results" / "product-cost-x86-64-v3.json"
+DENSITIES = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+def product(rows: int, columns: int, points: int) -> Problem:
+    x, y = (blocked(1, n, points, 1, V3) for n in (columns, rows))
+    return problem.of(Operands(np.ones((rows, columns), np.float32), x, y, None), V3)
+
+
+def convolution(rows: int, channels: int, size: int, kernel: int, stride: int = 1) -> Problem:
+    pad = kernel // 2
+    window = Window((size, size), (kernel, kernel), (stride, stride), (1, 1), (pad,) * 4)
+    x = planar(1, channels, size * size, 1, V3)
+    y = blocked(1, rows, window.out[0] * window.out[1], 1, V3)
+    weight = np.ones((rows, channels, kernel, kernel), np.float32)
+    return problem.of(Operands(weight, x, y, window), V3)
+
+
+PROBLEMS = (
+    product(1536, 384, 128), product(768, 3072, 384), product(1024, 1024, 49), product(64, 64, 8),
+    convolution(64, 64, 56, 3), convolution(256, 128, 28, 3, 2), convolution(256, 64, 56, 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROBLEMS, ids=str)
+def test_more_values_never_take_less_time(case: Problem) -> None:
+    way = choose.coded(dataclasses.replace(case, density=0.1), V3)
+    times = [cost.ours_ms(dataclasses.replace(case, density=d), way, V3) for d in DENSITIES]
+    assert times[0] > 0
+    assert all(a <= b for a, b in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("case", PROBLEMS, ids=str)
+@pytest.mark.parametrize("name", ["rows", "channels", "points"])
+def test_more_work_takes_more_time(case: Problem, name: str) -> None:
+    case = dataclasses.replace(case, patches=())  # those follow the extents of the map
+    more = dataclasses.replace(case, **{name: 2 * getattr(case, name)})
+    assert choose.choose(more, V3).ms > choose.choose(case, V3).ms
+    assert cost.dense_ms(more, V3) > cost.dense_ms(case, V3)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "aarch64", "riscv64-v256"])
+@pytest.mark.parametrize("case", PROBLEMS, ids=str)
+def test_coded_is_chosen_exactly_below_the_break_even_density(case: Problem, target: str) -> None:
+    machine = targets.get(target)
+    limit = choose.choose(case, machine).break_even
+    assert 0 < limit <= 1
+    below = choose.choose(dataclasses.replace(case, density=limit * 0.98), machine)
+    above = choose.choose(dataclasses.replace(case, density=min(1.0, limit + 0.01)), machine)
+    assert below.weight == "coded"
+    assert above.weight != "coded"
+    assert below.ms <= above.ms
+
+
+def test_shared_zeros_are_cheaper_and_break_even_later() -> None:
+    alone = dataclasses.replace(product(1536, 384, 128), density=0.1)
+    shared = dataclasses.replace(alone, is_shared=True)
+    a, b = choose.choose(alone, V3), choose.choose(shared, V3)
+    assert b.ms < a.ms
+    assert b.break_even > a.break_even
+
+
+def test_winograd_for_dense_weights_and_never_for_few() -> None:
+    case = convolution(64, 64, 56, 3)
+    dense = choose.choose(case, V3)
+    assert dense.weight == "winograd-4"
+    assert dense.speedup > 1.5
+    assert choose.choose(dataclasses.replace(case, density=0.1), V3).weight == "coded"
+    plain = choose.choose(dataclasses.replace(case, patches=()), V3)
+    assert plain.weight == "dense"
+    assert plain.break_even > dense.break_even
+
+
+def test_gathering_is_not_free() -> None:
+    direct, strided = convolution(256, 64, 28, 1), convolution(256, 64, 56, 1, 2)
+    assert (direct.gather, strided.gather) == (None, 2)
+    assert direct.macs == strided.macs
+    assert choose.choose(strided, V3).ms > choose.choose(direct, V3).ms
+
+
+def test_candidates_start_with_the_choice_and_differ() -> None:
+    case = dataclasses.replace(convolution(64, 64, 56, 3), density=0.3)
+    ways = [c.way for c in choose.candidates(case, V3)]
+    assert ways[0] == choose.choose(case, V3).way
+    assert len(set(ways)) == len(ways) > 4
+    assert {w.split()[0] for w in ways} == {"dense", "coded", "winograd-2", "winograd-4"}
+
+
+def test_lowering_and_kernels_agree_on_flat_gathers() -> None:
+    assert windows.FLAT == gather.FLAT
+
+
+def test_the_fit_finds_prices_and_foreign_times_show() -> None:
+    records = json.loads(STORED.read_text())["records"][::3]
+    for record in records:
+        record["ms"] = [2 * ms for ms in _model(record)]
+    doubled = product_cost.fit(records, V3)
+    known = cost.prices(V3)
+    assert doubled["ort_product"]["mac"] == pytest.approx(2 * known["ort_product"]["mac"], rel=0.1)
+    errors = product_cost.held_out(records, V3)
+    assert np.median(np.abs(errors)) < 0.02
+    layer = records[0]["layer"]
+    for record in records:
+        if record["layer"] == layer:
+            record["ms"] = [3 * ms for ms in record["ms"]]
+    errors = product_cost.held_out(records, V3)
+    wrong = [e for e, r in zip(errors, records) if r["layer"] == layer]
+    assert np.median(wrong) < -0.5, "a layer is predicted by the others"
+
+
+def _model(record: product_cost.Record) -> list[float]:
+    """The model's milliseconds of every call of a record."""
+    found = product_cost.samples([record], V3)
+    prices = cost.prices(V3)
+    by_call = [
+        sum(prices[kernel].get(name, 0.0) * value for name, value in n.items()) / 1e6
+        for kernel, rows in found.items()
+        for _, n, _ in rows
+    ]
+    assert len(by_call) == len(record["ms"])
+    return by_call
+
+
+def test_the_published_error_on_unseen_layers_is_what_the_measurements_give() -> None:
+    data = json.loads(STORED.read_text())
+    records = data["records"]
+    found = product_cost.table(records, product_cost.held_out(records, V3))
+    stored = {row["family"]: row for row in data["held_out"]}
+    for row in found:
+        assert row["records"] == stored[row["family"]]["records"]
+        assert row["median"] == pytest.approx(stored[row["family"]]["median"], abs=0.01)
+        assert row["median"] <= product_cost.BAR, row
+    assert stored["all of ours"]["records"] > 900
+    assert len({r["layer"] for r in records}) >= 60
+
+
+def test_the_prices_in_use_are_fitted_to_the_stored_measurements() -> None:
+    records = json.loads(STORED.read_text())["records"]
+    fitted = product_cost.fit(records, V3)
+    for record in records[::7]:
+        want = product_cost.predicted(record, fitted, V3)
+        assert product_cost.predicted(record, cost.prices(V3), V3) == pytest.approx(want, rel=0.02)
