@@ -361,6 +361,12 @@ FILTERS = zeroed(weight(6, 3, 1, 1), DEAD)
 
 
 MAP, ROWS = "float[1,4,6,6] y", "float[1,6,6,4] y"
+ECA = """p = GlobalAveragePool(c)  f = Reshape(p, line)  e = Conv<pads=[1,1]>(f, near)
+    s = Sigmoid(e)  g = Reshape(s, map)  m = Mul(c, g)  y = Conv(m, v)"""
+SCAN = """i, s = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
+    body = b (float[1,6,6] a, float[1,6,6] z) => (float[1,6,6] total, float[1,6,6] out)
+    { total = Add(a, z)  out = Identity(total) }>(begin, c)  y = Conv(s, v)"""
+STEPS = """f = Reshape(c, steps)  h = LSTM<hidden_size=2>(f, lw, lr)  y = Identity(h)"""
 LOOP = """s = Loop(three, yes, c) <body = b (int64 i, bool on, float[1,6,6,6] z) =>
     (bool again, float[1,6,6,6] z2) { again = Identity(on)  z2 = Relu(z) }>  y = Conv(s, v)"""
 
@@ -381,6 +387,9 @@ LOOP = """s = Loop(three, yes, c) <body = b (int64 i, bool on, float[1,6,6,6] z)
         ("y = Slice(c, one, six, one, two)", "float[1,3,6,6] y", "a slice with steps"),
         ('y = Pad<mode="reflect">(c, pads)', "float[1,8,6,6] y", "padding of another kind"),
         (LOOP, MAP, "control flow"),
+        (SCAN, MAP, "control flow"),
+        (ECA, MAP, "map axes must stay"),
+        (STEPS, "float[6,1,1,2] y", "time and batch"),
     ],
 )
 def test_what_must_stay(body: str, out: str, reason: str) -> None:
@@ -388,7 +397,9 @@ def test_what_must_stay(body: str, out: str, reason: str) -> None:
         c = Conv(x, w)  t = Transpose<perm=[0,2,3,1]>(c)  {body} }}"""
     arrays = {
         "v": weight(4, 6, 1, 1), "u": weight(6, 4), "scale": weight(6), "grid": weight(6, 6, 6),
-        "k": weight(2, 1, 1, 3),
+        "k": weight(2, 1, 1, 3), "near": weight(1, 1, 3), "begin": weight(1, 6, 6) * 0,
+        "line": np.array([1, 1, 6]), "map": np.array([1, 6, 1, 1]), "steps": np.array([6, 1, 36]),
+        "lw": weight(1, 8, 36), "lr": weight(1, 8, 2),
         "rows": np.array([36, 1, 1, 6]), "one": np.array([1]), "six": np.array([6]),
         "four": np.array([4]), "two": np.array([2]), "three": np.array(3),
         "yes": np.array(True), "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
