@@ -13,6 +13,7 @@ from sparsegraph.program import Program, Ref, Scratch, Step
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 SLACK = 64  # kernels may read one vector past the end of a buffer
+LEAD = 64  # kernels may read 16 values before a temporary (depthwise windows at a left border)
 
 Lives = dict[str, tuple[int, int]]
 """Buffer -> first and last use."""
@@ -23,7 +24,7 @@ class MemoryPlan:
     """Offsets and sizes of one segment's memory, in bytes.
 
     Attributes:
-        offsets: temporary -> start in the arena, a multiple of `ALIGNMENT`.
+        offsets: temporary -> start in the arena, a multiple of `ALIGNMENT`, at least `LEAD`.
         arena_bytes: size of the arena.
         lower_bound: bytes that live at the same time in the worst chain; no plan needs less.
         panels: panel -> start in the scratch memory of a thread.
@@ -44,19 +45,20 @@ def plan(program: Program) -> MemoryPlan:
     runs = program.runs()
     lives = lifetimes(runs, program.steps, program.temporaries)
     sizes = {name: padded(program.temporaries[name]) for name in lives}
-    offsets, arena_bytes = _place(lives, sizes)
+    offsets, n_bytes = _place(lives, sizes)
+    lead = LEAD if lives else 0
     panels: dict[str, int] = {}
     starts: list[int] = []
     for run in runs:
         local = lifetimes([[i] for i in run], program.steps, program.panels)
-        places, n_bytes = _place(local, {n: padded(program.panels[n]) for n in local})
+        places, panel_bytes = _place(local, {n: padded(program.panels[n]) for n in local})
         panels |= places
-        starts += [n_bytes] * len(run)
+        starts += [panel_bytes] * len(run)
     ends = (start + sum(scratch_sizes(s)) for start, s in zip(starts, program.steps))
     return MemoryPlan(
-        offsets=offsets,
-        arena_bytes=arena_bytes,
-        lower_bound=_most_live(lives, sizes, len(runs)),
+        offsets={name: lead + start for name, start in offsets.items()},
+        arena_bytes=lead + n_bytes,
+        lower_bound=lead + _most_live(lives, sizes, len(runs)),
         panels=panels,
         scratch_starts=tuple(starts),
         scratch_bytes=max(ends, default=0),

@@ -50,6 +50,7 @@ def test_live_buffers_never_overlap(p: Program) -> None:
     for a, (first_a, last_a) in lives.items():
         start_a, stop_a = plan.offsets[a], plan.offsets[a] + p.temporaries[a]
         assert start_a % memory.ALIGNMENT == 0
+        assert start_a >= memory.LEAD
         assert stop_a + memory.SLACK <= plan.arena_bytes
         for b, (first_b, last_b) in lives.items():
             if a < b and first_a <= last_b and first_b <= last_a:
@@ -62,14 +63,14 @@ def test_live_buffers_never_overlap(p: Program) -> None:
 def test_arena_lies_between_lower_bound_and_sum(p: Program) -> None:
     plan = memory.plan(p)
     total = sum(memory.padded(p.temporaries[n]) for n in plan.offsets)
-    assert plan.lower_bound <= plan.arena_bytes <= total
+    assert plan.lower_bound <= plan.arena_bytes <= memory.LEAD + total
 
 
 def test_chain_needs_two_buffers() -> None:
     names = [f"t{i}" for i in range(20)]
     steps = [[a, b] for a, b in pairwise(names)]
     plan = memory.plan(program(steps, dict.fromkeys(names, 1000)))
-    assert plan.arena_bytes == plan.lower_bound == 2 * memory.padded(1000)
+    assert plan.arena_bytes == plan.lower_bound == memory.LEAD + 2 * memory.padded(1000)
 
 
 def test_lifetime_covers_every_use() -> None:
@@ -89,11 +90,11 @@ def test_smallest_gap_that_fits_is_taken() -> None:
 
 def test_steps_of_one_chain_never_share_memory() -> None:
     p = program([["a"], ["b"], ["c"]], dict.fromkeys("abc", 64))
-    assert memory.plan(p).arena_bytes == memory.padded(64)
+    assert memory.plan(p).arena_bytes == memory.LEAD + memory.padded(64)
     p.chains = [2, 1]
     plan = memory.plan(p)
     assert plan.offsets["a"] != plan.offsets["b"]
-    assert plan.arena_bytes == plan.lower_bound == 2 * memory.padded(64)
+    assert plan.arena_bytes == plan.lower_bound == memory.LEAD + 2 * memory.padded(64)
 
 
 def test_panels_lie_before_the_scratch_of_their_chain() -> None:

@@ -1,20 +1,20 @@
 """Depthwise convolution: each group has one input channel."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.lower import regions
-from sparsegraph.lower.builder import Builder
+from sparsegraph.lower.builder import Builder, Declined, Stored, name_of
 from sparsegraph.lower.elementwise import feature_kind, operand
+from sparsegraph.lower.expand import Expansion
+from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg, Scratch
-from sparsegraph.targets.kernels import window as windows
+from sparsegraph.targets.kernels import depthwise_masked as masked
+from sparsegraph.targets.kernels import window as frames
 from sparsegraph.targets.kernels.depthwise import Depthwise
 from sparsegraph.targets.layout import FeatureMajor
 
-if TYPE_CHECKING:
-    from sparsegraph.lower.gather import Window
+_FARTHEST = 128  # columns from the first tap to the last: less than the slack behind a map
 
 
 def lower_depthwise(
@@ -23,36 +23,95 @@ def lower_depthwise(
     x: ir.Value,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    window: "Window",
+    window: Window,
 ) -> None:
     """weight [outputs, 1, kh, kw]; the element-wise region that follows is fused."""
-    stored, result = b.feature(x, 1, is_planar=True), node.outputs[0]
-    points = window.out[0] * window.out[1]
-    layout = FeatureMajor(stored.fm.images, 0, points, 0, 0, 0, 0, 1)
+    source = b.expansions.get(name_of(x)) if _is_masked(window) else None
+    stored = source.z if source else b.feature(x, 1, is_planar=True)
+    if not source and not stored.fm.is_planar:
+        raise Declined("a constant map")
+    result, (height, width) = node.outputs[0], window.out
+    layout = FeatureMajor(stored.fm.images, 0, height * width, 0, 0, 0, 0, 1)
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
-    to = b.new_feature(region.result, layout)
-    rows = windows.output_rows(window.out[0], b.target.n_registers)
-    shape = windows.Window(window.kernel, window.stride, window.dilation, rows, b.target.lanes)
-    height, width = window.out
-    is_direct = (
-        to.fm.is_planar and width >= shape.lanes and height >= rows and "same" not in region.kinds
-    )
-    tree = region.tree if region.nodes else None
-    kernel = Depthwise(shape, is_direct, tree, region.kinds)
-    sizes = windows.Sizes(*window.size, *window.pads[:2], height, width, to.fm.block)
-    ahead = shape.ahead(sizes, b.target.l1_bytes)
-    outputs = len(weight)
-    full_bias = np.zeros(outputs, np.float32) if bias is None else bias.astype(np.float32)
-    args: list[Arg] = [
-        *to.strides(), stored.address, stored.fm.image, stored.fm.row,
-        Scratch(shape.scratch_bytes(sizes, ahead) + 64), *sizes.values, outputs, ahead,
+    to = b.new_feature(region.result, layout, is_planar=True)
+    rows = frames.output_rows(height, b.target.n_registers)
+    shape = frames.Window(window.kernel, window.stride, window.dilation, rows, b.target.lanes)
+    full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
+    weights = [
         b.weight(f"{node.name}.values", np.ascontiguousarray(weight.ravel(), np.float32)),
-        b.weight(f"{node.name}.bias", full_bias), outputs // stored.fm.features,
-    ]  # fmt: skip
+        b.weight(f"{node.name}.bias", full_bias),
+    ]
+    if _is_masked(window):
+        step = _masked(b, shape, window, stored, to, region, source)
+    else:
+        step = _framed(b, shape, window, stored, to, region)
+    kernel, args = step
+    n_channels = stored.fm.features if source is None else len(weight)
+    args += [*weights, len(weight) // n_channels]
     for value, kind in zip(region.operands, region.kinds):
         args += operand(b, value, kind, to)
-    macs = weight.size * stored.fm.images * points
+    macs = weight.size * stored.fm.images * height * width
+    detail, kept, dense, nodes = f"depthwise, {height * width} points", macs, macs, [node]
+    if source:
+        kept, dense = macs + int(source.macs * source.density), macs + source.macs
+        detail += f" of a product, {source.density:.1%} non-zero"
+        nodes = [*source.nodes, node]
+        source.describe(b)
     b.step(
-        kernel, args, stored.fm.images * outputs, [node, *region.nodes],
-        flops=2 * macs, dense_flops=2 * macs, detail=f"depthwise, {points} points",
+        kernel, args, stored.fm.images * len(weight), [*nodes, *region.nodes],
+        flops=2 * kept, dense_flops=2 * dense, detail=detail,
     )  # fmt: skip
+
+
+def _is_masked(window: Window) -> bool:
+    """True if the kernel that needs no padded copy takes this window."""
+    taps = window.kernel[0] * window.kernel[1]
+    width = (window.kernel[1] - 1) * window.dilation[1]
+    return (
+        window.stride[1] <= 2
+        and taps <= masked.MOST_TAPS
+        and window.pads[1] <= masked.LEAD
+        and width <= _FARTHEST
+    )
+
+
+def _masked(
+    b: Builder, shape: frames.Window, window: Window, stored: Stored, to: Stored,
+    region: regions.Region, source: Expansion | None,
+) -> tuple[masked.MaskedDepthwise, list[Arg]]:  # fmt: skip
+    """The kernel that reads maps where they lie, and its arguments up to the weights."""
+    out, block, lanes = window.out, to.fm.block, shape.lanes
+    is_direct = "same" not in region.kinds and to.fm.is_planar and out[1] >= lanes
+    kernel = masked.MaskedDepthwise(
+        shape, masked.border(shape, window.size, window.pads[:2], out), is_direct,
+        region.tree if region.nodes else None, region.kinds,
+        source.kernel(lanes) if source else None,
+    )  # fmt: skip
+    z_points = source.z.fm.tiles * source.z.fm.block if source else 0
+    n_bytes = kernel.scratch_bytes(window.size[1], out, block, z_points)
+    x: list[Arg] = [stored.address, stored.fm.image, stored.fm.row]
+    args: list[Arg] = [*to.strides(), *(source.args(b) if source else x), Scratch(n_bytes + 64)]
+    args += [*window.size, *out, block, to.fm.features]
+    return kernel, args
+
+
+def _framed(
+    b: Builder, shape: frames.Window, window: Window, stored: Stored, to: Stored,
+    region: regions.Region,
+) -> tuple[Depthwise, list[Arg]]:  # fmt: skip
+    """The kernel of any window, which copies maps into padded frames."""
+    height, width = window.out
+    sizes = frames.Sizes(*window.size, *window.pads[:2], height, width, to.fm.block)
+    ahead = shape.ahead(sizes, b.target.l1_bytes)
+    is_direct = (
+        to.fm.is_planar
+        and width >= shape.lanes
+        and height >= shape.rows
+        and "same" not in region.kinds
+    )
+    tree = region.tree if region.nodes else None
+    args: list[Arg] = [
+        *to.strides(), stored.address, stored.fm.image, stored.fm.row,
+        Scratch(shape.scratch_bytes(sizes, ahead) + 64), *sizes.values, to.fm.features, ahead,
+    ]  # fmt: skip
+    return Depthwise(shape, is_direct, tree, region.kinds), args

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FAMILIES = [str(HERE / f"test_{name}.py") for name in ("depthwise", "pool", "resize", "convert")]
+NAMES = ("depthwise", "depthwise_masked", "pool", "resize", "convert")
+FAMILIES = [str(HERE / f"test_{name}.py") for name in NAMES]
 PLUGIN = """
 import dataclasses
 from sparsegraph import targets
