@@ -128,6 +128,10 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     (it then keeps all activation loads live); the blocks below have no spills in the inner loop.
     """
     vectors = problem.vectors
+    if target.n_registers < 16:
+        return 1, (vectors,)
+    if target.n_registers <= 16 and target.lanes == 1:
+        return 2, (vectors,)
     if target.n_registers <= 16:
         blocks = _DIRECT_BLOCKS if problem.gather is None else _GATHERED_BLOCKS
         if vectors in blocks:
@@ -135,4 +139,5 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
         return min(4, max(1, 12 // vectors)), (vectors,)
     passes = 1 if vectors <= 6 else 2
     split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
-    return max(1, min(8, (target.n_registers - 4) // max(split))), split
+    spare = 8 if target.lanes > 1 else 12  # with 4, a block of 7 rows spills on every such target
+    return max(1, min(8, (target.n_registers - spare) // max(split))), split
