@@ -149,16 +149,17 @@ def _layers(manifest: Mapping[str, Any], found: Inspection | None, timed: Bench 
                 patterns.get(layer["node"]),
                 layer["format"],
                 call.kernel if call else _kernel(manifest, layer["node"]),
-                dense * layer["estimate"] if dense is not None else None,
+                layer["ms"],
                 call.ours_ms if call else None,
                 dense,
                 explain.why_dense(layer),
             ]
         )
     columns = ["layer", "op", "weight", "density", "pattern", "format", "kernel"]
-    columns += ["estimated ms", "measured ms", "dense ms", "why not sparse"]
+    columns += ["predicted ms", "measured ms", "dense ms", "why not sparse"]
     note = (
-        "Dense is ONNX Runtime's time for the same nodes; estimated is dense times the cost model."
+        "Dense is ONNX Runtime's time for the same nodes. Predicted is the product alone, in warm "
+        "caches; measured is in the model, with all that is fused into the kernel."
     )
     return Table("Layers", columns, rows, note if timed else "")
 

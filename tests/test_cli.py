@@ -210,7 +210,24 @@ def test_help_names_every_command() -> None:
         invoke(name, "--help")
 
 
+def test_tuned_times_reach_inspect(model_file: Path) -> None:
+    out, _ = invoke("compile", model_file, *DIM, "--tune", "--tuning", "t.json", "--keep-native")
+    assert "2 products measured, 0 known" in " ".join(out.split())
+    invoke("inspect", model_file, *DIM, "--tuning", "t.json", "--json", "i.json")
+    assert all(row["is_measured"] for row in json.loads(Path("i.json").read_text())["layers"])
+
+
 # ---- what is refused
+
+
+def test_tuning_for_another_machine(model_file: Path) -> None:
+    text = refused("compile", model_file, *DIM, "--target", "c11", "--tune", code=UNSUPPORTED)
+    assert "c11" in text
+
+
+def test_a_file_that_is_no_tuning_file(model_file: Path) -> None:
+    Path("t.json").write_text("{}")
+    assert "t.json" in refused("inspect", model_file, *DIM, "--tuning", "t.json", code=USAGE)
 
 
 def test_truncated_model(model_file: Path) -> None:
