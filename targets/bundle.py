@@ -1,7 +1,7 @@
 """What a bundle holds beside weights and manifest: library, module or source, and how to use it.
 
 library    model.so                                   runtime.h  main.c  bench.c  CMakeLists.txt
-wasm       model.wasm  model.mjs  model.d.mts
+wasm       model.wasm  model.mjs  model.d.mts  index.html
 bare       libmodel.a  model.h                        runtime.h  main.c  CMakeLists.txt
 c          kernels.c  driver.c  the runtime's files   runtime.h  main.c  bench.c  CMakeLists.txt
            weights.c
@@ -58,7 +58,7 @@ def write_wasm(objects: Sequence[Path], driver: Path, target: Target, folder: Pa
     """The module and its loader."""
     sources = [*(SOURCES / name for name in (*BARE_RUNTIME, "bare_memory.c")), driver]
     link.wasm_module(objects, sources, target, folder / MODULE)
-    for name in ("model.mjs", "model.d.mts"):
+    for name in ("model.mjs", "model.d.mts", "index.html"):
         shutil.copyfile(SOURCES / name, folder / name)
 
 

@@ -26,6 +26,7 @@ PACKAGES = {  # command -> Debian package
     "qemu-system-arm": "qemu-system-arm",
     "wasm-ld": "lld",
     "node": "nodejs",
+    "chromium": "chromium",
     "qemu-aarch64": "qemu-user",
     "qemu-arm": "qemu-user",
     "qemu-riscv64": "qemu-user",

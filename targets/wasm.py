@@ -1,4 +1,8 @@
-"""WebAssembly with 128-bit SIMD: a module and a JavaScript loader, for browsers and Node."""
+"""WebAssembly with 128-bit SIMD: a module and a JavaScript loader, for browsers and Node.
+
+`wasm:relaxed-simd` uses fused multiply-adds where the CPU has them, so that results differ in the
+last bits between machines; Node 20 wants `--experimental-wasm-relaxed-simd`.
+"""
 
 from sparsegraph.targets.target import Feature, Target
 
@@ -15,7 +19,7 @@ SIMD = Target(
     linker=("clang", "wasm-ld"),
     emulator=("node",),
     code_features=("simd128",),
-    known_features=(Feature("simd128"),),
+    known_features=(Feature("simd128"), Feature("relaxed-simd", ("simd128",))),
     output="wasm",
 )
 

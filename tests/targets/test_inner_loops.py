@@ -1,0 +1,108 @@
+"""Emitted inner loops: what they are made of, counted in the assembly, for every target."""
+
+import re
+import shutil
+
+import pytest
+from sparsegraph.targets.kernels.product import Product
+
+from benchmarks import inner_loops
+from sparsegraph import targets
+from sparsegraph.errors import UnsupportedError
+
+# target: (multiply-adds, loads of a round, vector register) of dense and of coded products.
+# Without fused instructions a multiplication and an addition count as one multiply-add.
+MIX = {
+    "x86-64-v2": ((12, 5, r"%xmm"), None),
+    "x86-64-v3": ((12, 7, r"%ymm"), (32, 20, r"%ymm")),
+    "x86-64-v4": ((24, 10, r"%zmm"), (32, 20, r"%zmm")),
+    "aarch64": ((24, 3, r"\bv\d+\.4s"), (32, 9, r"\bv\d+\.4s")),
+    "aarch64-sve256": ((24, 4, r"\bz\d+\.s"), (32, 17, r"\bz\d+\.s")),
+    "a64fx": ((96, 40, r"\bz\d+\.s"), (32, 17, r"\bz\d+\.s")),
+    "riscv64": ((20, 9, r"\bf[tsa]\d+"), (32, 24, r"\bf[tsa]\d+")),
+    "riscv64-v128": ((24, 10, r"\bv\d+"), (32, 21, r"\bv\d+")),
+    "riscv64-v256": ((24, 10, r"\bv\d+"), (32, 21, r"\bv\d+")),
+    "armv7": ((12, 12, r"\bq\d+"), None),
+    "cortex-m7": ((32, 24, r"\bs\d+"), None),
+    "cortex-m55": ((4, 4, r"\bq\d+"), (16, 17, r"\bq\d+")),
+}  # fmt: skip
+SPILLING = {  # what LLVM 22 does not get into the registers: most accesses to the stack
+    ("x86-64-v2", "dense"): 2, ("x86-64-v2", "coded"): 10, ("armv7", "coded"): 2,
+    ("cortex-m7", "coded"): 29,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", ["dense", "coded"])
+@pytest.mark.parametrize("name", MIX)
+def test_inner_loops(name: str, weight: str) -> None:
+    target = targets.get(name)
+    kernel = inner_loops.kernel_for(target, weight)
+    loop = inner_loops.look(target, kernel)
+    assert loop.spills <= SPILLING.get((name, weight), 0)
+    expected = MIX[name][weight == "coded"]
+    if expected is None:
+        return
+    n_fused, n_loads, register = expected
+    assert loop.fused + loop.products == n_fused
+    assert loop.loads <= n_loads
+    assert (loop.fused > 0) == (name not in ("x86-64-v2", "armv7"))
+    syntax = inner_loops.SYNTAX[target.arch]
+    body = inner_loops.inner_loop(inner_loops.assembly(target, kernel), syntax)
+    work = [x for x in body if re.search(f"{syntax.fused}|{syntax.product}", x)]
+    assert all(re.search(register, x) for x in work)
+
+
+LINES = """
+outer:
+ldr q1, [x0]
+.L1:
+fmla v0.4s, v1.4s, v2.s[0]
+str q0, [sp, #16]
+ldr q3, [x1]
+subs x3, x3, #1
+b.ne .L1
+.L2:
+fmla v0.4s, v1.4s, v2.s[0]
+fmla v0.4s, v1.4s, v2.s[0]
+b.ne .L2
+b.ne outer
+.L3:
+fmla v0.4s, v1.4s, v2.s[0]
+fmla v0.4s, v1.4s, v2.s[0]
+fmla v0.4s, v1.4s, v2.s[0]
+ret
+"""
+
+
+def test_the_innermost_loop_with_the_most_work_is_found() -> None:
+    syntax = inner_loops.SYNTAX["aarch64"]
+    lines = LINES.split("\n")
+    assert len(inner_loops.inner_loop([x for x in lines if x], syntax)) == 3
+    first = [x for x in lines[:9] if x]
+    body = inner_loops.inner_loop(first, syntax)
+    assert sum(bool(re.search(syntax.stack, x)) for x in body) == 1
+    assert sum(bool(re.search(syntax.load, x)) for x in body) == 1
+
+
+def test_a_block_that_is_too_large_spills() -> None:
+    target = targets.get("aarch64")
+    kernel = Product("dense", 7, (4,), 4)
+    assert inner_loops.look(target, kernel).spills > 0
+
+
+def test_estimates_are_of_one_round() -> None:
+    if shutil.which("llvm-mca") is None:
+        pytest.skip("needs llvm-mca (Debian: llvm)")
+    target = targets.get("raspberry-pi-5")
+    one = inner_loops.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"])
+    four = inner_loops.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"] * 4)
+    assert one
+    assert four
+    assert 1 < one < 10
+    assert four == pytest.approx(4 * one, rel=0.1)
+    assert inner_loops.estimate(target, ["no such instruction"]) is None
+
+
+def test_unknown_targets_are_named() -> None:
+    with pytest.raises(UnsupportedError, match="rasberry"):
+        inner_loops.main(["--on", "rasberry-pi-5"])
