@@ -23,6 +23,7 @@ from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.rewrite import Fuel
 from sparsegraph.structure import cut, edges, mask
 from sparsegraph.structure.criteria import Evidence, criterion
+from sparsegraph.structure.cut import View
 from sparsegraph.structure.edges import Gathered
 from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.multiples import MEASURED, fastest
@@ -94,29 +95,41 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A model to cut and the wish for each of its groups."""
+class Job:
+    """An optimised model, its groups and the scores of its units."""
 
     base: ir.Model
     policy: Policy
     analysis: Analysis
     found: Sequence[Group]
-    shares: Mapping[str, Keep]
     scores: NDArray[np.float64]
 
-    def marks(self, multiple: int) -> NDArray[np.bool_]:
+    def marks(self, keep: float | Mapping[str, Keep], multiple: int = 1) -> NDArray[np.bool_]:
         """What goes, by root."""
+        shares = _shares(self.found, keep)
         gone = np.zeros(self.analysis.ties.forest.n, np.bool_)
         for group in self.found:
-            share = self.shares.get(group.name, 1.0)
-            gone[_chosen(group, share, self.scores, multiple)] = True
+            gone[_chosen(group, shares.get(group.name, 1.0), self.scores, multiple)] = True
         return cut.fill_empty(self.analysis, gone)
 
-    def cut(self, gone: NDArray[np.bool_]) -> ir.Model:
-        """The smaller model."""
+    def cut(self, gone: NDArray[np.bool_]) -> tuple[ir.Model, dict[str, View]]:
+        """The smaller model, and which of its constants are parts of the base's."""
         smaller = self.base.clone()
-        cut.apply(analyse(smaller, self.policy), gone)
-        return smaller
+        return smaller, cut.apply(analyse(smaller, self.policy), gone)
+
+    def proof(self, smaller: ir.Model, gone: NDArray[np.bool_]) -> float | None:
+        """Distance from the masked model; None where there is none to compare with."""
+        if _moves_statistics(self.analysis, gone):
+            return None
+        return _proof(self.base, smaller, self.policy, gone)
+
+
+def prepare(model: ir.Model, policy: Policy, by: str, calibration: Sequence[Feed]) -> Job:
+    """Optimise, analyse, score."""
+    base = pipeline.optimize(model).model
+    analysis = analyse(base, policy)
+    scores = criterion(by)(Evidence(base, analysis, calibration))
+    return Job(base, policy, analysis, groups(analysis), scores)
 
 
 def shrink(
@@ -147,17 +160,14 @@ def shrink(
     if inputs is not None and not 0 < inputs <= 1:
         raise UsageError(message("option", "inputs", inputs, "above 0, at most 1", "give 0.5"))
     policy = Policy(grouped, through_norm, rescale=through_norm)
-    base = pipeline.optimize(model).model
-    analysis = analyse(base, policy)
-    found = groups(analysis)
-    scores = criterion(by)(Evidence(base, analysis, calibration))
-    job = _Job(base, policy, analysis, found, _shares(found, keep), scores)
+    job = prepare(model, policy, by, calibration)
+    base, found = job.base, job.found
     times: dict[int, float] = {}
     if multiple == MEASURED:
-        multiple, times = fastest(lambda n: job.cut(job.marks(n)))
-    gone = job.marks(multiple)
-    smaller = job.cut(gone)
-    error = None if _moves_statistics(analysis, gone) else _proof(base, smaller, policy, gone)
+        multiple, times = fastest(lambda n: job.cut(job.marks(keep, n))[0])
+    gone = job.marks(keep, multiple)
+    smaller, _ = job.cut(gone)
+    error = job.proof(smaller, gone)
     gathered = None
     if inputs is not None:
         smaller, gathered, off = _choose_inputs(smaller, inputs)

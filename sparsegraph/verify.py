@@ -173,7 +173,7 @@ def _by_reference(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
         if tensor is None or tensor.nbytes <= _BY_REFERENCE_BYTES or not is_used(value):
             continue  # ONNX Runtime drops what nothing reads, then misses it
         array = tensor.numpy()
-        if array.dtype.kind not in "fiub" or array.dtype.isbuiltin != 1:
+        if array.dtype.kind not in "fiub" or np.dtype(array.dtype.str).isbuiltin != 1:
             continue  # bf16, fp8, int4: ONNX Runtime takes no NumPy view of them
         held[name] = np.ascontiguousarray(array)
         kept.append((value, tensor))

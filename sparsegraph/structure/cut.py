@@ -21,6 +21,14 @@ from sparsegraph.structure.labels import Axis
 from sparsegraph.structure.ties import Analysis, shape_of
 
 
+@dataclass(frozen=True)
+class View:
+    """A cut constant as a part of a whole one: its name, and which positions of each axis stay."""
+
+    whole: str
+    keeps: tuple[NDArray[np.bool_], ...]
+
+
 @dataclass
 class Cut:
     """The removal in progress. `gone[label]`: the label's positions are removed."""
@@ -29,6 +37,7 @@ class Cut:
     gone: NDArray[np.bool_]
     names: set[str]
     came_from: dict[ir.Value, str] = field(default_factory=dict)
+    views: dict[ir.Value, View] = field(default_factory=dict)
     _made: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def keep(self, axis: Axis, size: int) -> NDArray[np.bool_]:
@@ -102,10 +111,11 @@ class Cut:
         return value
 
 
-def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> None:
+def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> dict[str, View]:
     """Remove every label whose root is marked, in the analysed graph itself.
 
-    The caller has made sure that no axis becomes empty (`fill_empty`).
+    The caller has made sure that no axis becomes empty (`fill_empty`). Returns, by their new names,
+    the constants that are parts of what they were.
     """
     from sparsegraph.structure.table import TABLE
 
@@ -128,6 +138,7 @@ def apply(analysis: Analysis, gone: NDArray[np.bool_]) -> None:
     remove_dead(graph)
     remove_unused_initializers(graph)
     _rename(graph, cut)
+    return {str(v.name): view for v, view in cut.views.items() if v.name in graph.initializers}
 
 
 def fill_empty(analysis: Analysis, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -201,6 +212,10 @@ def _cut_constant(cut: Cut, node: ir.Node, at: int, axes: Sequence[Axis]) -> Non
     if all(keep.all() for keep in keeps):
         return
     cut.replace(node, at, array[np.ix_(*keeps)], b"|".join(keep.tobytes() for keep in keeps))
+    assert value is not None
+    new = node.inputs[at]
+    assert new is not None
+    cut.views[new] = View(str(value.name), tuple(keeps))
 
 
 def _rename(graph: ir.Graph, cut: Cut) -> None:

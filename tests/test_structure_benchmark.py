@@ -1,0 +1,73 @@
+"""The structure benchmark: topologies are what they say, rows survive the file, ratios."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import structure
+from benchmarks.zoo import decoder, swin, tagger, unet, yolox
+from benchmarks.zoo.counts import macs, parameters
+from sparsegraph.capture import load
+from sparsegraph.structure.ties import Policy
+from tests.structure.topologies import ALL
+
+FASTER = structure.Faster("m", "ort", 5, 100, 40, 1000, 250, 400, 160, 8.0, 2.5, 1e-7, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "published", "operations"),
+    [
+        (yolox.yolox, 5.06e6, 6.45e9 / 2),  # floating-point operations are two per MAC
+        (swin.swin_tiny, 28.29e6, 4.5e9),
+        (unet.unet, 31.04e6, None),
+        (decoder.decoder, None, None),
+        (tagger.tagger, None, None),
+    ],
+)
+def test_published_sizes(
+    make: structure.Make, published: float | None, operations: float | None
+) -> None:
+    proto = make()
+    if published is not None:
+        assert parameters(proto) == pytest.approx(published, rel=0.012)
+    if operations is not None:
+        assert macs(proto) == pytest.approx(operations, rel=0.01)
+
+
+def test_every_topology_of_the_issue_is_listed() -> None:
+    assert len(structure.TOPOLOGIES) >= 20
+    for name in ("densenet121", "inception_v1", "squeezenet", "shufflenet", "vgg19", "swin_tiny"):
+        assert name in structure.TOPOLOGIES
+
+
+def test_a_row_of_a_small_model() -> None:
+    row = structure.cut_against_mask("vgg", load(ALL["vgg"]()), Policy())
+    assert (row.n_units, row.n_groups) == (104, 6)
+    assert row.n_removed == sum(max(1, int(0.3 * n)) for n in (8, 8, 16, 16, 32, 24))
+    assert row.parameters_left < row.parameters
+    assert max(row.error, row.noise) <= 1e-5
+    assert 0 < row.analysis_s <= 1
+
+
+def test_rows_are_merged_by_model_and_engine(tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    masked = structure.cut_against_mask("vgg", load(ALL["vgg"]()), Policy())
+    for kind, row in (("half", FASTER), ("masked", masked), ("half", FASTER)):
+        structure.save(file, kind, row, ["half"])
+    assert structure.read(file) == [FASTER, masked]
+    text = structure.table(structure.read(file))
+    assert text.index("vgg") < text.index("ort")
+
+
+def test_speed_over_operations() -> None:
+    assert FASTER.of_macs == pytest.approx((8.0 / 2.5) / 4)
+    assert "0.80" in structure.line(FASTER)
+
+
+def test_the_published_file_meets_the_bars() -> None:
+    rows = structure.read(structure.FILE)
+    masked = [row for row in rows if isinstance(row, structure.Masked)]
+    assert {row.model for row in masked} >= set(structure.TOPOLOGIES)
+    for row in masked:
+        assert row.analysis_s <= 1
+        assert row.error <= max(1e-5, 2 * row.noise), row.model
