@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 QUAD = 4  # values that are loaded at once
+SPARE = 4
+MOST = 1 << 16  # a column index is less
 _BLOCK = 512  # rows that are paired among each other; their sums stay in the level 2 cache
 _SHARED_STEP = 4  # the shared columns of a pair are a multiple of this: fewer different counts
 
@@ -33,7 +35,8 @@ class Packed:
         group: rows that are computed together.
         slots: int32, output rows in the order of the groups: `dense` once for all column tiles,
             `coded` per tile. A slot that fills up a group repeats its first row; the kernel stores
-            the slots of a group in reverse, so the real row wins.
+            the slots of a group in reverse, so the real row wins. `coded` has `SPARE` groups more
+            at the end, which the kernel looks ahead to.
         chunks: int32 [chunks, 5]: first value, first quad of columns, first run, first slot, and
             number of groups (`dense`) or blocks of rows (`coded`) of each part of the rows that
             can be computed on its own.
@@ -41,6 +44,7 @@ class Packed:
         column_index: int64, four uint16 columns of the tile each; empty for `dense`.
         runs: int32: per block and tile the number of runs, then per run its `both` quads and
             `single` quads per group, and its groups; empty for `dense`.
+        step: what `column_index` counts for one column.
     """
 
     rows: int
@@ -52,6 +56,7 @@ class Packed:
     values: np.ndarray
     column_index: np.ndarray
     runs: np.ndarray
+    step: int = 1
 
     @property
     def n_tiles(self) -> int:
@@ -91,19 +96,20 @@ def pack_dense(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Pa
 
 
 def pack_coded(
-    weight: np.ndarray, group: int, tile: int, chunks: int = 1, *, reach: int = 0
+    weight: np.ndarray, group: int, tile: int, chunks: int = 1, *, reach: int = 0, step: int = 1
 ) -> Packed:
     """Pack the non-zero values of `weight` [rows, columns].
 
     Args:
         weight: [rows, columns].
         group: 1 or 2 rows.
-        tile: columns per column tile; `tile + reach` is at most 65,536.
+        tile: columns per column tile; `step * (tile + reach)` is at most `MOST`.
         chunks: parts of the rows that can be computed on their own.
         reach: columns past the end of its tile that a row may take. The kernel must find them
             behind the panel (0 where the panel is gathered).
+        step: distance of two columns in the kernel's unit of addresses.
     """
-    streams = _Streams()
+    streams = _Streams(step)
     starts = []
     for rows in np.array_split(np.arange(len(weight)), min(chunks, -(-len(weight) // group))):
         blocks = np.array_split(rows, -(-len(rows) // _BLOCK) if reach else 1)
@@ -111,10 +117,11 @@ def pack_coded(
         for block in blocks:
             _pack_block(weight, block, group, tile, reach, streams)
     slots, values, columns, runs = streams.joined()
+    slots = np.concatenate([slots, np.repeat(slots[-1:], SPARE * group)])
     spare = np.zeros(QUAD, np.float32)
     return Packed(
         len(weight), weight.shape[1], tile, group, slots, np.array(starts, np.int32),
-        np.concatenate([values, spare]), columns, runs,
+        np.concatenate([values, spare]), columns, runs, step,
     )  # fmt: skip
 
 
@@ -124,7 +131,8 @@ _Piece = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # arguments of _
 class _Streams:
     """The four streams of `coded`, in pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
+        self.step = step
         self.slots: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
         self.columns: list[np.ndarray] = []
@@ -135,12 +143,12 @@ class _Streams:
         self, values: np.ndarray, columns: np.ndarray, runs: np.ndarray, slots: np.ndarray
     ) -> None:
         """Append to all streams; `columns` [quads, 4]."""
-        words = columns.reshape(-1, QUAD).astype(np.int64)
+        words = columns.reshape(-1, QUAD).astype(np.int64) * self.step
         words = words[:, 0] | words[:, 1] << 16 | words[:, 2] << 32 | words[:, 3] << 48
-        parts: tuple[np.ndarray, ...]
-        parts = (values.astype(np.float32).ravel(), words, runs.ravel(), slots.ravel())
-        streams: tuple[list[np.ndarray], ...]
-        streams = (self.values, self.columns, self.runs, self.slots)
+        parts: list[np.ndarray]
+        parts = [values.astype(np.float32).ravel(), words, runs.ravel(), slots.ravel()]
+        streams: list[list[np.ndarray]]
+        streams = [self.values, self.columns, self.runs, self.slots]
         for i, (stream, part) in enumerate(zip(streams, parts)):
             stream.append(part)
             self._sizes[i] += part.size
@@ -311,14 +319,16 @@ def _unpack_dense(p: Packed, start: list[int], weight: np.ndarray) -> None:
 def _unpack_coded(p: Packed, start: list[int], weight: np.ndarray) -> None:
     v, c, r, s, n_blocks = start
     index = p.column_index.view(np.uint64)[:, None] >> np.arange(0, 64, 16, dtype=np.uint64)
-    index = (index & np.uint64(0xFFFF)).astype(np.int64)
+    listed = (index & np.uint64(0xFFFF)).astype(np.int64) // p.step
     for _ in range(n_blocks):
         for first in range(0, p.columns, p.tile):
             n_runs, r = int(p.runs[r]), r + 1
             for both, single, n in p.runs[r : r + 3 * n_runs].reshape(-1, 3).tolist():
                 for rows in p.slots[s : s + n * p.group].reshape(n, p.group):
-                    columns = index[c : c + both].repeat(p.group).ravel()
-                    columns = np.concatenate([columns, index[c + both : c + both + single].ravel()])
+                    columns = listed[c : c + both].repeat(p.group).ravel()
+                    columns = np.concatenate(
+                        [columns, listed[c + both : c + both + single].ravel()]
+                    )
                     values = p.values[v : v + len(columns)]
                     row = np.tile(rows, len(columns) // p.group)
                     np.add.at(weight, (row, first + columns), values)

@@ -129,6 +129,12 @@ def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
     T.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
 
 
+def prefetch(buffer: Expr, index: Expr) -> None:
+    """Ask for the cache line of an element that will be written soon."""
+    intent = [const(i, "int32") for i in (1, 3, 1)]  # write, all levels, data
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), *intent))
+
+
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """Vector of the named lanes of the concatenated `vectors`; a scalar for one lane."""
     if len(lanes) == 1 and all("x" not in str(v.ty) for v in vectors):

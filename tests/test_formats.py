@@ -45,21 +45,22 @@ def test_dense_returns_what_was_packed(
     chunks=st.integers(1, 5),
     density=st.sampled_from(DENSITIES),
     alike=st.sampled_from((1, 2, 4)),
+    step=st.sampled_from((1, 8)),
     seed=st.integers(0, 99),
 )
 def test_coded_returns_what_was_packed(
     rows: int, columns: int, group: int, tile: int, reach: int, chunks: int, density: float,
-    alike: int, seed: int,
+    alike: int, step: int, seed: int,
 ) -> None:  # fmt: skip
     weight = sparse(rows, columns, density, seed)
     weight *= weight[np.arange(rows) // alike * alike] != 0  # rows of a group share their zeros
-    packed = formats.pack_coded(weight, group, tile, chunks, reach=reach)
+    packed = formats.pack_coded(weight, group, tile, chunks, reach=reach, step=step)
     assert np.array_equal(formats.unpack(packed), weight)
 
 
 def test_coded_holds_every_row_of_every_tile_once() -> None:
     packed = formats.pack_coded(sparse(33, 50, 0.3, 7), 2, 16)
-    per_tile = packed.slots.reshape(packed.n_tiles, -1, 2)
+    per_tile = packed.slots[: -2 * formats.SPARE].reshape(packed.n_tiles, -1, 2)
     for groups in per_tile:
         assert sorted(set(groups.ravel().tolist())) == list(range(33))
         assert np.count_nonzero(groups[:, 0] == groups[:, 1]) == 1  # the odd row fills up its pair
@@ -69,7 +70,7 @@ def test_rows_with_the_same_zeros_share_every_column() -> None:
     weight = sparse(64, 256, 0.25, 3)
     weight[1::2] = np.where(weight[0::2] != 0, weight[1::2] + 2, 0)
     packed = formats.pack_coded(weight, 2, 256)
-    n_pairs, n = len(packed.slots) // 2, np.count_nonzero(weight)
+    n_pairs, n = len(packed.slots) // 2 - formats.SPARE, np.count_nonzero(weight)
     assert n_pairs == 32
     assert packed.column_index.size * 4 <= 0.6 * n  # one index for two values, but for remainders
     assert np.array_equal(formats.unpack(packed), weight)

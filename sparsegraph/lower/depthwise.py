@@ -41,6 +41,7 @@ def lower_depthwise(
         b.weight(f"{node.name}.values", np.ascontiguousarray(weight.ravel(), np.float32)),
         b.weight(f"{node.name}.bias", full_bias),
     ]
+    step: tuple[Depthwise | masked.MaskedDepthwise, list[Arg]]
     if _is_masked(window):
         step = _masked(b, shape, window, stored, to, region, source)
     else:

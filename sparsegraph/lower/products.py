@@ -1,5 +1,7 @@
 """MatMul, Gemm and Conv with constant weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,7 +15,7 @@ from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 _PART = 48  # rows; groups of 2, 3 and 4 rows and whole cache lines of the result fit
@@ -242,7 +244,13 @@ def step_product(
         packed = formats.pack_dense(matrix, choice.group, choice.tile, chunks)
     else:  # a gathered panel ends where its tile ends
         reach = choice.tile // 2 if step is None else 0
-        packed = formats.pack_coded(matrix, choice.group, choice.tile, chunks, reach=reach)
+        distance, odd = divmod(x.fm.row if step is None else kernel.panel_row, UNIT)
+        near = not odd and (choice.tile + reach) * distance <= formats.MOST
+        kernel = replace(kernel, near=near)
+        packed = formats.pack_coded(
+            matrix, choice.group, choice.tile, chunks,
+            reach=reach, step=distance if near else 1,
+        )  # fmt: skip
     args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
     args.append(b.weight(f"{name}.bias", full_bias))
     args.append(b.weight(f"{name}.values", packed.values))

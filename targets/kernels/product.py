@@ -4,10 +4,10 @@
 
 Scheme: for one tile of points and one tile of columns, the activation panel lies in the level 1
 cache; a group of rows keeps its accumulators in registers and shares every activation load. The
-partial sums of earlier column tiles wait in y. `coded` weights (sparsegraph.formats) are read in
-quads, a run of groups with equal counts after the other, so the work is proportional to the
-non-zero values and the loops' trip counts repeat. Convolutions gather the panel of each
-column tile (im2col of one tile, never of the whole map): targets/kernels/gather.py.
+partial sums of earlier column tiles wait in y and are asked for a few groups ahead. `coded` weights
+(sparsegraph.formats) are read in quads, a run of groups with equal counts after the other, so the
+work is proportional to the non-zero values and the loops' trip counts repeat. Convolutions gather
+the panel of each column tile (im2col of one tile, never of the whole map): kernels/gather.py.
 
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
 """
@@ -21,8 +21,11 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import expression, gather
+from sparsegraph.targets.layout import LINE
 from sparsegraph.targets.target import Target
 
+UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
+AHEAD = 3  # groups between the request for a group's sums and their use
 QUAD = 4  # values and columns of `coded` that are loaded at once
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
@@ -41,6 +44,7 @@ class Product:
         operands: per operand `same` (feature-major like y) or `feature` (one value per row).
         batch: number of matrices of equal shape; image i takes matrix i modulo batch, one chunk of
             the packed weights each.
+        near: column indices of `coded` are distances in the panel, in `UNIT`s; else columns.
     """
 
     weight: str
@@ -51,6 +55,7 @@ class Product:
     epilogue: expression.Tree | None = None
     operands: tuple[str, ...] = ()
     batch: int = 1
+    near: bool = False
 
     @property
     def vectors(self) -> int:
@@ -77,6 +82,7 @@ class Product:
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         kinds = "".join(k[0] for k in self.operands)
         source += f"_b{self.batch}" if self.batch > 1 else ""
+        source += "_near" if self.near else ""
         return f"{kind}_f32_{self.weight}_{shape}{source}{tail}{'_' + kinds if kinds else ''}"
 
     @property
@@ -98,7 +104,7 @@ class Product:
         return emit.signature(text)
 
     def body(self, target: Target) -> Any:
-        return lambda **args: _Emitter(self, args).run()
+        return lambda **args: _Emitter(self, args, target).run()
 
     def panel_bytes(self, column_tile: int) -> int:
         """Scratch for the gathered panel."""
@@ -111,9 +117,11 @@ _Group = tuple[list[list[Cell]], list[Expr], list[Expr]]
 class _Emitter:
     """Loops of one product kernel, outermost first."""
 
-    def __init__(self, spec: Product, args: dict[str, Expr]) -> None:
+    def __init__(self, spec: Product, args: dict[str, Expr], target: Target) -> None:
         self.spec = spec
         self.a = args
+        self.prefetches = target.output in ("library", "bare")
+        self.index = "int64" if "64" in target.arch else "int32"  # of the coded streams
 
     def run(self) -> None:
         a = self.a
@@ -167,7 +175,9 @@ class _Emitter:
         """All groups of rows: every column of the tile for each of them."""
         panel, group = bind(self.panel_base + offset), self.spec.group
         with loop(0, groups):
-            acc, at, row = self.begin_group(t, offset, vectors)
+            slot = bind(self.cursors["slot"].get())
+            self.cursors["slot"].set(slot + group)
+            acc, at, row = self.begin_group(t, slot, offset, vectors)
             value = bind(self.cursors["value"].get())
             with loop(0, width) as k:
                 weights = [
@@ -179,41 +189,58 @@ class _Emitter:
             self.end_group(t, acc, at, row, offset)
 
     def coded(self, t: Expr, offset: int, vectors: int) -> None:
-        """All runs of groups with equal counts."""
-        a, panel, pair = self.a, bind(self.panel_base + offset), self.spec.group == 2
+        """All runs of groups with equal counts.
+
+        Where a group starts in the streams follows from the counts of its run, never from the loops
+        of the group before: its loads need not wait for them.
+        """
+        a, panel, pair = self.a, self.wide(self.panel_base + offset), self.spec.group == 2
         run = bind(self.cursors["run"].get())
         n_runs = bind(load(a["counts"], run))
+        streams = [Cell(self.index) for _ in range(3)]
+        names = ("value", "column", "slot")
+        for cell, name in zip(streams, names):
+            cell.set(self.wide(self.cursors[name].get()))
+        value, column, slot = streams
         with loop(0, n_runs) as i:
             both, single, groups = (bind(load(a["counts"], run + 1 + i * 3 + j)) for j in range(3))
+            n_values = self.wide(QUAD * (2 * both + single))
+            n_columns = self.wide(both + single)
             with loop(0, groups):
-                acc, at, row = self.begin_group(t, offset, vectors)
-                quads = _Quads(self, panel)
+                at_slot = bind(slot.get())
+                self.prefetch(at_slot + AHEAD * self.spec.group, offset, vectors)
+                acc, at, row = self.begin_group(t, at_slot, offset, vectors)
+                quads = _Quads(self, panel, bind(value.get()), bind(column.get()))
+                slot.set(at_slot + self.spec.group)
+                value.set(value.get() + n_values)
+                column.set(column.get() + n_columns)
                 if pair:
-                    with loop(0, both):
-                        columns = quads.columns()
-                        for half in (columns[:2], columns[2:]):
+                    with loop(0, both) as j:
+                        columns = quads.columns(j)
+                        for half in range(2):
                             w = quads.values()
-                            for i_column, column in enumerate(half):
-                                self.multiply(acc, w[2 * i_column : 2 * i_column + 2], column)
-                            quads.next_values()
-                        quads.next_columns()
-                with loop(0, single):
-                    columns, w = quads.columns(), quads.values()
-                    for slot, (column, weight) in enumerate(zip(columns, w)):
-                        row_of_slot = acc[slot % self.spec.group]
-                        self.multiply([row_of_slot], [weight], column)
-                    quads.next_values()
-                    quads.next_columns()
-                quads.close()
+                            for k in range(2):
+                                self.multiply(acc, w[2 * k : 2 * k + 2], columns[2 * half + k])
+                            quads.load_values(2 * j + half + 1)
+                    quads.skip(2 * both, both)
+                with loop(0, single) as j:
+                    columns, w = quads.columns(j), quads.values()
+                    for k, (address, weight) in enumerate(zip(columns, w)):
+                        self.multiply([acc[k % self.spec.group]], [weight], address)
+                    quads.load_values(j + 1)
                 self.end_group(t, acc, at, row, offset)
+        for cell, name in zip(streams, names):
+            self.cursors[name].set(emit.as_int(cell.get()))
         self.cursors["run"].set(run + 1 + n_runs * 3)
 
-    def begin_group(self, t: Expr, offset: int, vectors: int) -> _Group:
+    def wide(self, x: Expr) -> Expr:
+        """`x` as wide as an address, once: not extended again at every use."""
+        return bind(emit.T.cast(x, self.index))
+
+    def begin_group(self, t: Expr, slot: Expr, offset: int, vectors: int) -> _Group:
         """Accumulators with the bias or the partial sums, where they lie in y, and their rows."""
         a, spec, lanes = self.a, self.spec, self.spec.lanes
         slots, spans = range(spec.group), range(vectors)
-        slot = bind(self.cursors["slot"].get())
-        self.cursors["slot"].set(slot + spec.group)
         row = [bind(load(a["slots"], slot + r)) for r in slots]
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
         at = [bind(base + row[r] * a["y_row"]) for r in slots]
@@ -229,6 +256,17 @@ class _Emitter:
                     for v in spans:
                         acc[r][v].set(load(a["y"], at[r] + v * lanes, lanes))
         return acc, at, row
+
+    def prefetch(self, slot: Expr, offset: int, vectors: int) -> None:
+        """Ask for the memory of a later group's sums: a store that misses is slower than a load."""
+        if not self.prefetches:
+            return
+        a, line = self.a, LINE // self.spec.lanes
+        base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
+        for r in range(self.spec.group):
+            ahead = bind(base + load(a["slots"], slot + r) * a["y_row"])
+            for v in range(0, vectors, line):
+                emit.prefetch(a["y"], ahead + v * self.spec.lanes)
 
     def end_group(
         self, t: Expr, acc: Sequence[Sequence[Cell]], at: Sequence[Expr], row: Sequence[Expr],
@@ -309,53 +347,48 @@ class _Quads:
     within 128 bits by a shuffle; straight from memory it would turn it back into four loads.
     """
 
-    def __init__(self, emitter: _Emitter, panel: Expr) -> None:
-        self.e, self.lanes = emitter, emitter.spec.lanes
-        self.panel, self.row = (bind(emit.T.cast(x, "int64")) for x in (panel, emitter.panel_row))
-        self.value, self.column = Cell("int32"), Cell("int32")
-        self.value.set(emitter.cursors["value"].get())
-        self.column.set(emitter.cursors["column"].get())
+    def __init__(self, emitter: _Emitter, panel: Expr, value: Expr, column: Expr) -> None:
+        self.e, self.lanes, self.panel = emitter, emitter.spec.lanes, panel
+        self.value, self.column = value, column
+        near = emitter.spec.near
+        self.step = const(UNIT, emitter.index) if near else emitter.wide(emitter.panel_row)
         self.is_wide = self.lanes % QUAD == 0
-        if self.is_wide:
-            self.quad = Cell("float32", self.lanes)
-            self._load()
+        width = self.lanes if self.is_wide else 1
+        self.quad = [Cell("float32", width) for _ in range(1 if self.is_wide else QUAD)]
+        self.load_values(const(0, "int32"))
 
-    def columns(self) -> list[Expr]:
-        """Addresses of the panel rows of the next four columns."""
-        word = bind(load(self.e.a["column_index"], self.column.get()))
+    def columns(self, at: Expr) -> list[Expr]:
+        """Addresses of the panel rows of the four columns of quad `at`."""
+        word = bind(load(self.e.a["column_index"], self.column + self.e.wide(at)))
         mask = const(0xFFFF, "int64")
-        parts = [bind((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
-        return [self.panel + k * self.row for k in parts]
+        parts = [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
+        return [self.panel + k * self.step for k in parts]
 
     def values(self) -> list[Expr]:
-        """The next four values, each over all lanes."""
+        """The four values that were loaded last, each over all lanes."""
         if not self.is_wide:
-            at = bind(self.value.get())
-            values = self.e.a["values"]
-            return [bind(splat(load(values, at + i), self.lanes)) for i in range(QUAD)]
-        quad = bind(self.quad.get())
-        within = range(0, self.lanes, QUAD)
+            return [bind(splat(cell.get(), self.lanes)) for cell in self.quad]
+        quad, within = bind(self.quad[0].get()), range(0, self.lanes, QUAD)
         return [
             emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
         ]
 
-    def next_values(self) -> None:
-        self.value.set(self.value.get() + QUAD)
-        if self.is_wide:
-            self._load()
-
-    def next_columns(self) -> None:
-        self.column.set(self.column.get() + 1)
-
-    def close(self) -> None:
-        """Where the next group goes on."""
-        self.e.cursors["value"].set(self.value.get())
-        self.e.cursors["column"].set(self.column.get())
-
-    def _load(self) -> None:
-        quad = bind(load(self.e.a["values"], self.value.get(), QUAD))
+    def load_values(self, at: Expr) -> None:
+        """Load quad `at` of the values."""
+        values, start = self.e.a["values"], bind(self.value + self.e.wide(at * QUAD))
+        if not self.is_wide:
+            for i, cell in enumerate(self.quad):
+                cell.set(load(values, start + i))
+            return
+        quad = bind(load(values, start, QUAD))
         copies = [quad] * (self.lanes // QUAD)
-        self.quad.set(quad if self.lanes == QUAD else emit.shuffle(copies, range(self.lanes)))
+        whole = quad if self.lanes == QUAD else emit.shuffle(copies, range(self.lanes))
+        self.quad[0].set(whole)
+
+    def skip(self, values: Expr, columns: Expr) -> None:
+        """Count further quads from here; the next values are loaded already."""
+        self.value = bind(self.value + self.e.wide(values * QUAD))
+        self.column = bind(self.column + self.e.wide(columns))
 
 
 def _constant(value: Expr, at: int) -> Expr:

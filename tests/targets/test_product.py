@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.product import Product, reference
+from sparsegraph.targets.kernels.product import UNIT, Product, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 from sparsegraph import formats, targets
@@ -65,7 +65,8 @@ def run(
     yl = with_block(blocked(images, rows, points, 1, TARGET), kernel.block)
     y = host.empty(yl.size + 64)
     if kernel.weight == "coded":
-        packed = formats.pack_coded(weight, kernel.group, tile, chunks, reach=reach)
+        step = xl.row // UNIT if kernel.near else 1
+        packed = formats.pack_coded(weight, kernel.group, tile, chunks, reach=reach, step=step)
     else:
         packed = formats.pack_dense(weight, kernel.group, tile, chunks)
     args: list[Any] = [y, yl.image, yl.tile, yl.row, pack(x, xl), xl.image, xl.tile, xl.row,
@@ -95,7 +96,7 @@ def bound(weight: np.ndarray, x: np.ndarray) -> float:
 def test_every_variant_equals_the_reference(
     alike: int, blocks: tuple[str, int, tuple[int, ...]], density: float
 ) -> None:
-    kernel = Product(*blocks, LANES)
+    kernel = Product(*blocks, LANES, near=alike == 4)
     for seed, (rows, columns, points, tile, chunks, reach) in enumerate(
         [(1, 1, 1, 1, 1, 0), (7, 13, 50, 5, 1, 2), (37, 50, 131, 64, 3, 0), (40, 90, 70, 24, 2, 12)]
     ):
