@@ -38,7 +38,7 @@ def test_manifest_lists_every_member_and_round_trips(tmp_path: Path) -> None:
     text = found.pop("manifest.json")
     assert found.pop("manifest.sha256").split()[0].decode() == hashlib.sha256(text).hexdigest()
     assert artefact.Manifest.model_validate_json(text) == manifest
-    example = {"runtime.h", "main.c", "CMakeLists.txt"}
+    example = {"runtime.h", "main.c", "bench.c", "CMakeLists.txt"}
     assert set(found) == {"model.so", "weights.bin", "fallback_1.onnx"} | example
     for name, data in found.items():
         record = manifest.members[name]
