@@ -87,7 +87,7 @@ def prune(
         Path | None, typer.Option(help="For the recipe masks: .npz, .safetensors or .onnx.")
     ] = None,
     latency: Annotated[
-        str | None, typer.Option(help="At most this estimated time: 5ms, or 0.5x of dense.")
+        str | None, typer.Option(help="At most this time: 5ms, or 0.5x of dense; timed if it can.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="At most these weights: 4MB or 0.5x.")] = None,
     flops: Annotated[str | None, typer.Option(help="At most this work: 2G or 0.5x.")] = None,
@@ -139,7 +139,7 @@ def prune(
     footer = f"{1 - pruned.density:.1%} of the pruned layers' weights are zero; wrote {to}"
     screen.table(f"Pruned with {recipe}", columns, rows, footer)
     if found is not None:
-        screen.table(f"Trade-off; chosen: {found.plan.ms:.3g} ms predicted", *found.table())
+        screen.table(f"Trade-off; chosen: {found.summary()}", *found.table())
     layers = [dict(zip(columns, row)) for row in rows]
     plan = None if found is None else asdict(found.plan)
     screen.json({"recipe": recipe, "density": pruned.density, "plan": plan, "layers": layers})

@@ -82,6 +82,11 @@ def plan(table: Table, budget: Budget) -> Plan:
     return described(table, [x.options[i] for x, i in zip(table.layers, picked)])
 
 
+def least(table: Table, kind: str = LATENCY) -> Plan:
+    """The cheapest choice of every layer, whatever it loses."""
+    return described(table, [min(x.options, key=lambda o: _cost(o, kind)) for x in table.layers])
+
+
 def pareto(table: Table, kind: str = LATENCY, n: int = N_POINTS) -> list[Plan]:
     """Plans from dense to the least reachable of `kind`, evenly spaced, the dense one first."""
     full = total(table, kind, dense(table))

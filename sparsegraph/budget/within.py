@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from sparsegraph import targets
+from sparsegraph.budget.measured import MOST_RUNS, Settled, Timer, settle, timer
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, pareto, plan
 from sparsegraph.budget.search import within_drop
 from sparsegraph.budget.table import tabulate
@@ -22,11 +24,23 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Within:
-    """A pruned model, the plan behind it, and plans from dense to the least that is reachable."""
+    """A pruned model, the plan behind it, and plans from dense to the least that is reachable.
+
+    `settled` tells what was measured for a latency budget on this machine, else None.
+    """
 
     pruned: Pruned
     plan: Plan
     trade_off: tuple[Plan, ...]
+    settled: Settled | None = None
+
+    def summary(self) -> str:
+        """The chosen plan's time, and how it is known."""
+        if self.settled is None:
+            return f"{self.plan.ms:.3g} ms predicted"
+        share = self.settled.ms / self.settled.dense_ms
+        runs = f"{self.settled.n_runs} compiled trials"
+        return f"{self.settled.ms:.3g} ms measured, {share:.2f}x of ONNX Runtime, {runs}"
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """(columns, rows) of the trade-off; milliseconds and losses are predictions."""
@@ -46,12 +60,15 @@ def prune_within(
     *,
     target: str = "native",
     loss: Loss | None = None,
+    time: Timer | None = None,
     progress: Progress | None = None,
 ) -> Within:
     """Prune so that one limit holds: `{"latency": "5ms"}`, `size`, `flops`, or `max-drop`.
 
-    `recipe` says how; its share of zeros does not count. `latency`, `size` and `flops` hold for the
-    predictions of the table, `max-drop` for the loss measured on the first 8 feeds.
+    `recipe` says how; its share of zeros does not count. `latency` holds for a compiled model that
+    was timed here (by `time`, if given) where the target runs on this machine; on others, and for
+    `size` and `flops`, the predictions of the table count. `max-drop` holds for the loss measured
+    on the first 8 feeds.
     Raises UsageError for anything but one limit, BudgetError when it is out of reach.
     """
     if len(limits) != 1:
@@ -65,16 +82,27 @@ def prune_within(
         model, recipe, feeds, target=target, loss=loss,
         progress=lambda done, n, _: report("measure layers", done, n),
     )  # fmt: skip
-    points = tuple(pareto(table, budget.kind if budget else LATENCY))
     if budget is None:
+        points = tuple(pareto(table))
         found = within_drop(model, recipe, feeds, table, most, loss=loss)
         return Within(found.pruned, found.plan, points)
-    chosen = plan(table, budget)
+    settled = None
+    if budget.kind == LATENCY and targets.runs_here(targets.get(target)):
+        settled = settle(
+            model, _recipe(recipe), table, budget, time or timer(targets.get(target), feeds[0]),
+            on_run=lambda done, _: report("compile and time", done, MOST_RUNS),
+        )  # fmt: skip
+        table = settled.table
+    chosen = settled.plan if settled else plan(table, budget)
     pruned = prune(
         model, recipe, feeds, densities=chosen.densities,
         progress=lambda done, n, _: report("prune", done, n),
     )  # fmt: skip
-    return Within(pruned, chosen, points)
+    return Within(pruned, chosen, tuple(pareto(table, budget.kind)), settled)
+
+
+def _recipe(recipe: str | Recipe) -> Recipe:
+    return Recipe.parse(recipe) if isinstance(recipe, str) else recipe
 
 
 def _share(text: str) -> float:

@@ -1,0 +1,167 @@
+"""Latency budgets that hold on this machine: compile a plan, time it, correct the table, repeat.
+
+The cost model prices a product alone, in warm caches; in a model, epilogues, caches and what lies
+between the layers count too. Trials are pruned by magnitude: a kernel's time depends on how many
+zeros there are, hardly on which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph.budget.plan import LATENCY, Budget, Plan, least, plan
+from sparsegraph.budget.table import LayerOptions, Table
+from sparsegraph.errors import BudgetError
+from sparsegraph.prune import prune
+from sparsegraph.recipe import Recipe
+from sparsegraph.targets.target import Target
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+
+MOST_RUNS = 5
+_CLOSE = 0.02  # below the limit; nearer than that is the noise of a timing
+_AIM = 0.99  # of the limit
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A compiled model on this machine: milliseconds of a run, of ONNX Runtime's run of the same
+    model, and of every kernel call with the names of the nodes that it computes."""
+
+    ms: float
+    dense_ms: float
+    steps: tuple[tuple[tuple[str, ...], float], ...]
+
+
+Timer = Callable[[ir.Model], Timing]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The plan, the corrected table, the plan's measured milliseconds and ONNX Runtime's."""
+
+    plan: Plan
+    table: Table
+    ms: float
+    dense_ms: float
+    n_runs: int
+
+
+def timer(target: Target, feed: Feed) -> Timer:
+    """Compiles a model for this machine and times one run on one thread."""
+
+    def time(model: ir.Model) -> Timing:
+        from sparsegraph.bench import bench
+        from sparsegraph.compile import compile
+
+        session = compile(model, target, check=False).session
+        assert session is not None
+        found = bench(session, model, feed, rounds=_ROUNDS)
+        steps = tuple((row.nodes, row.ours_ms) for row in found.layers)
+        return Timing(found.ours_ms, found.dense_ms, steps)
+
+    return time
+
+
+def settle(
+    model: ir.Model,
+    recipe: Recipe,
+    table: Table,
+    budget: Budget,
+    time: Timer,
+    *,
+    on_run: Callable[[int, Timing], None] | None = None,
+) -> Settled:
+    """A plan that was measured to lie within a latency budget, at most 2 % below it.
+
+    A share is of ONNX Runtime's measured time. At most `MOST_RUNS` models are compiled; the slowest
+    of those within the limit is taken, or the fastest of all if none is.
+    Raises BudgetError naming the least that is reachable, once one run has been measured.
+    """
+    seen = Seen(table)
+    chosen, dense_ms = _first(table, budget), 0.0
+    runs: list[tuple[Plan, float]] = []
+    limit = math.inf
+    while len(runs) < MOST_RUNS:
+        timing = time(prune(model, _by_magnitude(recipe), densities=chosen.densities).model)
+        if not runs:
+            dense_ms = timing.dense_ms
+            limit = budget.limit * dense_ms if budget.is_share else budget.limit
+        elif budget.is_share:  # the machine may be faster or slower by now
+            timing = replace(timing, ms=timing.ms * dense_ms / timing.dense_ms)
+        seen.add(chosen, timing)
+        runs.append((chosen, timing.ms))
+        if on_run is not None:
+            on_run(len(runs), timing)
+        following = plan(seen.table(), Budget(LATENCY, _AIM * limit))
+        if (1 - _CLOSE) * limit <= timing.ms <= limit or following.densities == chosen.densities:
+            break
+        chosen = following
+    within = [run for run in runs if run[1] <= limit]
+    best, ms = max(within, key=lambda run: run[1]) if within else min(runs, key=lambda run: run[1])
+    return Settled(replace(best, ms=ms), seen.table(), ms, dense_ms, len(runs))
+
+
+def _first(table: Table, budget: Budget) -> Plan:
+    """The plan of the cost model; where it sees no way, the fastest."""
+    try:
+        return plan(table, budget)
+    except BudgetError:
+        return least(table)
+
+
+def _by_magnitude(recipe: Recipe) -> Recipe:
+    return replace(recipe, method="magnitude", swap=False, refit=False)
+
+
+@dataclass
+class Seen:
+    """A table times what was measured over what it said, interpolated over densities."""
+
+    base: Table
+    rest_ms: float = 0.0
+    ratios: dict[str, dict[float, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    def add(self, chosen: Plan, timing: Timing) -> None:
+        """Take up a timing of a plan; times of kernel calls are scaled to add up to the run."""
+        predicted = {x.layer: _ms(x, chosen.densities[x.layer]) for x in self.base.layers}
+        spent: dict[str, float] = defaultdict(float)
+        scale = timing.ms / sum(ms for _, ms in timing.steps)
+        for nodes, ms in timing.steps:
+            inside = [name for name in nodes if name in predicted]
+            whole = sum(predicted[name] for name in inside)
+            for name in inside:
+                spent[name] += scale * ms * predicted[name] / whole
+        unseen = sum(ms for name, ms in predicted.items() if name not in spent)
+        left = timing.ms - sum(spent.values())
+        ratio = sum(spent.values()) / sum(predicted[n] for n in spent) if spent else 1.0
+        ratio = min(ratio, left / unseen) if unseen else ratio
+        for name, ms in predicted.items():
+            self.ratios[name][chosen.densities[name]] = spent.get(name, ratio * ms) / ms
+        self.rest_ms = max(0.0, left - ratio * unseen)
+
+    def table(self) -> Table:
+        """The table with corrected milliseconds."""
+        rows = tuple(self._corrected(row) for row in self.base.layers)
+        return replace(self.base, layers=rows, rest_ms=self.rest_ms)
+
+    def _corrected(self, row: LayerOptions) -> LayerOptions:
+        known = self.ratios[row.layer]
+        at = sorted(known)
+        densities = [option.density for option in row.options]
+        ratios = np.interp(densities, at, [known[density] for density in at])
+        options = [replace(o, ms=o.ms * float(r)) for o, r in zip(row.options, ratios)]
+        return replace(row, options=tuple(options))
+
+
+def _ms(row: LayerOptions, density: float) -> float:
+    return next(o.ms for o in row.options if o.density == density)
