@@ -95,6 +95,7 @@ def prune(
         str | None, typer.Option(help="At most this change of the outputs: 0.01 of their variance.")
     ] = None,
     target: TargetName = "native",
+    html: Annotated[Path | None, typer.Option(help="Also write a report.")] = None,
     shape: Shape = None,
     dim: Dim = None,
     json: Json = None,
@@ -107,8 +108,9 @@ def prune(
     from sparsegraph.capture import load
     from sparsegraph.masks import read_masks
     from sparsegraph.prune import prune as run
+    from sparsegraph.report import of_pruning, pruned_layers
 
-    screen = _screen(json, to)
+    screen = _screen(json, to, html)
     given = {"latency": latency, "size": size, "flops": flops, "max-drop": max_drop}
     limits = {kind: text for kind, text in given.items() if text is not None}
     captured = load(model, options.shapes(shape or (), dim or ()))
@@ -130,12 +132,7 @@ def prune(
                 progress=lambda done, n, _: report("prune", done, n),
             )
     output.write_model(to, pruned.model)
-    columns = ["layer", "weight", "zeros", "method", "output error", "note"]
-    rows = [
-        [r.node, "x".join(map(str, r.shape)), str(r.pattern), r.method, r.output_error, r.note]
-        for r in pruned.table
-    ]
-    rows += [[name, "", "", "left alone", None, why] for name, why in pruned.skipped]
+    columns, rows = pruned_layers(pruned, found)
     footer = f"{1 - pruned.density:.1%} of the pruned layers' weights are zero; wrote {to}"
     screen.table(f"Pruned with {recipe}", columns, rows, footer)
     if found is not None:
@@ -143,6 +140,8 @@ def prune(
     layers = [dict(zip(columns, row)) for row in rows]
     plan = None if found is None else asdict(found.plan)
     screen.json({"recipe": recipe, "density": pruned.density, "plan": plan, "layers": layers})
+    if html is not None:
+        _wrote(screen, html, of_pruning(pruned, recipe, model.name, found))
 
 
 @app.command()

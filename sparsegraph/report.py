@@ -12,7 +12,9 @@ from sparsegraph import explain, machine, picture
 
 if TYPE_CHECKING:
     from sparsegraph.bench import Bench, LayerTime
+    from sparsegraph.budget.within import Within
     from sparsegraph.inspect import Inspection, LayerRow
+    from sparsegraph.prune import Pruned
 
 _TEMPLATE = "report.html"
 
@@ -83,6 +85,40 @@ def of_inspection(found: Inspection, title: str) -> str:
         page.tables.append(Table("Masks and gates", ["node", "value", "kind", "detail"], rows))
     page.pictures = pictures(found.layers)
     return render(page)
+
+
+def of_pruning(pruned: Pruned, recipe: str, title: str, within: Within | None = None) -> str:
+    """The report of `prune`: what every layer lost, and the trade-off around a budget."""
+    page = Page(title, f"Pruned with {recipe}")
+    page.tiles = [(f"{1 - pruned.density:.0%}", "of the pruned layers' weights are zero")]
+    columns, rows = pruned_layers(pruned, within)
+    if within is not None:
+        page.tiles.append((f"{within.plan.ms:.3g} ms", within.summary()))
+        chosen = within.plan
+        for name, at in (("milliseconds", "ms"), ("density", "density")):
+            points = [(getattr(p, at), p.loss) for p in within.trade_off]
+            labels = (name, "predicted loss")
+            svg = picture.curve(points, (getattr(chosen, at), chosen.loss), labels)
+            page.charts.append((f"Loss against {name}", svg))
+        page.tables.append(Table("Trade-off", *within.table()))
+    page.tables.append(Table("Layers", columns, rows))
+    return render(page)
+
+
+def pruned_layers(
+    pruned: Pruned, within: Within | None = None
+) -> tuple[list[str], list[list[object]]]:
+    """(columns, rows) of all layers; with their milliseconds where there was a budget."""
+    columns = ["layer", "weight", "zeros", "method", "output error", "note"]
+    rows: list[list[object]] = [
+        [r.node, _shape(r.shape), str(r.pattern), r.method, r.output_error, r.note]
+        for r in pruned.table
+    ]
+    rows += [[name, None, "", "left alone", None, why] for name, why in pruned.skipped]
+    if within is not None:
+        ms = within.layer_ms()
+        columns, rows = [*columns, "ms"], [[*row, ms.get(str(row[0]))] for row in rows]
+    return columns, rows
 
 
 def of_artefact(

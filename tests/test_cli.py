@@ -87,9 +87,15 @@ def test_prune_within_a_budget(model_file: Path) -> None:
     x = np.random.default_rng(0).standard_normal((4, BATCH, INPUTS)).astype(np.float32)
     save_file({"x": x}, "data.safetensors")
     args = ("prune", model_file, *DIM, "--recipe", "admm:0.5", "--calibration", "data.safetensors")
-    out, _ = invoke(*args, "--flops", "0.4x", "-o", "p.onnx", "--json", "p.json")
+    out, _ = invoke(
+        *args, "--flops", "0.4x", "-o", "p.onnx", "--json", "p.json", "--html", "p.html"
+    )
     assert "Trade-off" in out
+    page = Path("p.html").read_text()
+    assert page.count("<circle") == 18  # two plots of 8 plans and the choice
+    assert "Trade-off" in page
     found = json.loads(Path("p.json").read_text())
+    assert all(row["ms"] > 0 for row in found["layers"] if row["method"] == "admm")
     dense = 2 * BATCH * INPUTS * 64
     assert found["plan"]["macs"] <= 0.4 * dense + 1
     assert found["density"] <= 0.45

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -11,9 +12,10 @@ from sparsegraph import picture, report
 from sparsegraph.bench import Bench, LayerTime
 from sparsegraph.capture import load
 from sparsegraph.inspect import inspect
+from sparsegraph.prune import prune
 from tests.conftest import BATCH, perceptron
 
-VOID = {"meta", "br", "path", "rect"}
+VOID = {"meta", "br", "path", "rect", "circle"}
 
 
 class Balance(HTMLParser):
@@ -91,3 +93,28 @@ def test_bars_are_to_scale() -> None:
     dense, ours = (float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', svg))
     assert dense == pytest.approx(4 * ours)
     assert picture.pairs([("layer", None, 1.0)]).count("<rect") == 1
+
+
+def test_a_trade_off_puts_its_points_where_their_values_are() -> None:
+    text = picture.curve([(10.0, 0.0), (0.0, 4.0)], (5.0, 1.0), ("ms", "loss & more"))
+    ElementTree.fromstring(text)
+    places = [
+        (float(x), float(y), int(r))
+        for x, y, r in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="(\d)"', text)
+    ]
+    (right, low, _), (left, high, _), (x, y, radius) = places
+    assert (x, y) == ((left + right) / 2, pytest.approx(low - (low - high) / 4))
+    assert radius > places[0][2]
+    assert "loss &amp; more" in text
+
+
+def test_report_of_a_pruning_without_a_budget() -> None:
+    pruned = prune(load(perceptron(), {"batch": BATCH}), "magnitude:0.75")
+    text = checked(report.of_pruning(pruned, "magnitude:0.75", "m"))
+    n_zero = sum(row.pattern.n_zero for row in pruned.table)
+    n = sum(row.shape[0] * row.shape[1] for row in pruned.table)
+    assert f"<b>{n_zero / n:.0%}</b>" in text
+    assert "<circle" not in text
+    columns, rows = report.pruned_layers(pruned)
+    assert "ms" not in columns
+    assert [row[0] for row in rows] == ["up", "down"]

@@ -29,7 +29,7 @@ Feed = Mapping[str, Array]
 MOST_RUNS = 5
 _CLOSE = 0.02  # below the limit; nearer than that is the noise of a timing
 _AIM = 0.99  # of the limit
-_ROUNDS = 3
+_ROUNDS = 7
 
 
 @dataclass(frozen=True)

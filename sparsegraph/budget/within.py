@@ -11,7 +11,7 @@ from sparsegraph import targets
 from sparsegraph.budget.measured import MOST_RUNS, Settled, Timer, settle, timer
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, pareto, plan
 from sparsegraph.budget.search import within_drop
-from sparsegraph.budget.table import tabulate
+from sparsegraph.budget.table import Table, tabulate
 from sparsegraph.calibrate import Feed
 from sparsegraph.errors import UsageError, message
 from sparsegraph.prune import Pruned, prune
@@ -26,13 +26,25 @@ Progress = Callable[[str, int, int], None]
 class Within:
     """A pruned model, the plan behind it, and plans from dense to the least that is reachable.
 
-    `settled` tells what was measured for a latency budget on this machine, else None.
+    `options` is the table that they were chosen from; `settled` tells what was measured for a
+    latency budget on this machine, else None.
     """
 
     pruned: Pruned
     plan: Plan
     trade_off: tuple[Plan, ...]
+    options: Table
     settled: Settled | None = None
+
+    def layer_ms(self) -> dict[str, float]:
+        """Milliseconds of every layer at its density, by name: in place where they were timed."""
+        wanted = self.plan.densities
+        return {
+            row.layer: option.ms
+            for row in self.options.layers
+            for option in row.options
+            if option.density == wanted[row.layer]
+        }
 
     def summary(self) -> str:
         """The chosen plan's time, and how it is known."""
@@ -85,7 +97,7 @@ def prune_within(
     if budget is None:
         points = tuple(pareto(table))
         found = within_drop(model, recipe, feeds, table, most, loss=loss)
-        return Within(found.pruned, found.plan, points)
+        return Within(found.pruned, found.plan, points, table)
     settled = None
     if budget.kind == LATENCY and targets.runs_here(targets.get(target)):
         settled = settle(
@@ -98,7 +110,7 @@ def prune_within(
         model, recipe, feeds, densities=chosen.densities,
         progress=lambda done, n, _: report("prune", done, n),
     )  # fmt: skip
-    return Within(pruned, chosen, tuple(pareto(table, budget.kind)), settled)
+    return Within(pruned, chosen, tuple(pareto(table, budget.kind)), table, settled)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
