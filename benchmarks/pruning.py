@@ -3,6 +3,7 @@
     python -m benchmarks.pruning minilm --recipe dense floor magnitude:0.7 admm:0.7 --json out.json
     python -m benchmarks.pruning ocr=FILE.onnx --recipe dense magnitude:0.5 --json out.json
     python -m benchmarks.pruning minilm --recipe admm:0.7@flops=0.3x     densities by the budget
+    python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
     python -m benchmarks.pruning table --json out.json
 
 Results are merged into the file by task and recipe. The published file is
@@ -29,7 +30,11 @@ FILE = Path(__file__).parent / "results" / "pruning.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe on one task. `density` is of the pruned layers, `peak_bytes` of the process."""
+    """One recipe on one task. `density` is of the pruned layers, `peak_bytes` of the process.
+
+    Only rows of the same task and `data` compare. `commit` and `data` are empty in rows from before
+    they were recorded.
+    """
 
     task: str
     recipe: str
@@ -40,27 +45,37 @@ class Row:
     rho: float | None
     prune_s: float
     peak_bytes: int
+    data: str = ""
+    commit: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure or print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
-    parser.add_argument("task", help="minilm, NAME=FILE.onnx, or table")
+    parser.add_argument("task", help="minilm, minilm-DOCSTRINGS, NAME=FILE.onnx, or table")
     parser.add_argument("--recipe", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     if options.task == "table":
         print(table(read(options.json)))
         return 0
-    name, equals, path = options.task.partition("=")
-    task = recognition(Path(path), name) if equals else minilm_retrieval()
+    task = load(options.task)
     rows = []
     for recipe in options.recipe:
         rows.append(measure(task, recipe))
         print(line(rows[-1]), flush=True)
         save(options.json, rows, arguments)
     return 0
+
+
+def load(text: str) -> Task:
+    """The task of the command line. `minilm-288`: first sentences too, of as many docstrings."""
+    name, equals, path = text.partition("=")
+    if equals:
+        return recognition(Path(path), name)
+    _, _, n = name.partition("-")
+    return minilm_retrieval(n_calibration=int(n), with_short=True) if n else minilm_retrieval()
 
 
 def measure(task: Task, recipe: str) -> Row:
@@ -88,7 +103,10 @@ def row(task: Task, recipe: str, density: float, score: Score, took: float) -> R
     """A score as a row of the file."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     share, rho = score.share, score.rho
-    return Row(task.name, recipe, density, share, score.two_errors, score.n, rho, took, peak)
+    errors, commit = score.two_errors, results.commit()
+    return Row(
+        task.name, recipe, density, share, errors, score.n, rho, took, peak, task.data, commit
+    )
 
 
 def read(path: Path) -> list[Row]:
@@ -109,17 +127,19 @@ def save(path: Path, rows: Sequence[Row], arguments: Sequence[str]) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One block per task: floor and dense first, then by density and score."""
+    """One block per task and data: floor and dense first, then by density and score."""
     blocks = []
-    for task in dict.fromkeys(r.task for r in rows):
-        own = [r for r in rows if r.task == task]
+    for key in dict.fromkeys((r.task, r.data) for r in rows):
+        own = [r for r in rows if (r.task, r.data) == key]
         ends = {r.recipe: r.share for r in own}
         own.sort(key=lambda r: (r.recipe not in (DENSE, FLOOR), -r.density, r.share))
         blocks.append("\n".join([HEAD, *(line(r, ends) for r in own)]))
     return "\n\n".join(blocks)
 
 
-HEAD = "task    recipe                                zeros  right ± 2 SE   of dense   rho  prune s"
+HEAD = (
+    "task       recipe                                zeros  right ± 2 SE   of dense   rho  prune s"
+)
 
 
 def line(r: Row, ends: dict[str, float] | None = None) -> str:
@@ -131,7 +151,7 @@ def line(r: Row, ends: dict[str, float] | None = None) -> str:
     right = f"{r.share:.3f} ± {r.two_errors:.3f}"
     zeros = f"{1 - r.density:.0%}"
     return (
-        f"{r.task:7} {r.recipe:37} {zeros:>5}  {right}  {of_dense:>8}  {rho:>4}  {r.prune_s:7.1f}"
+        f"{r.task:10} {r.recipe:37} {zeros:>5}  {right}  {of_dense:>8}  {rho:>4}  {r.prune_s:7.1f}"
     )
 
 

@@ -7,6 +7,7 @@ words, rotated, blurred and noisy. Both report a floor with everything pruned.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -51,12 +52,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """A dense model, calibration feeds, and `score(model)`."""
+    """A dense model, calibration feeds, and `score(model)`.
+
+    `data` identifies what is scored: installed packages differ between machines and days.
+    """
 
     name: str
     model: ir.Model
     calibration: Sequence[Feed]
     score: Callable[[ir.Model], Score] = field(repr=False)
+    data: str = ""
 
     def floor(self) -> Score:
         """The score with every layer that pruning selects set to zero."""
@@ -67,10 +72,19 @@ class Task:
         return self.score(copy)
 
 
-def minilm_retrieval(n_pairs: int = 300, n_calibration: int = 96) -> Task:
-    """Retrieval with the MiniLM wheel; raises CaptureError when it is not installed."""
+def minilm_retrieval(
+    n_pairs: int = 300, n_calibration: int = 96, *, with_short: bool = False
+) -> Task:
+    """Retrieval with the MiniLM wheel; raises CaptureError when it is not installed.
+
+    Calibrated on the long part of as many docstrings, and on their first sentences if `with_short`:
+    half of what is scored are short sentences.
+    """
     job = demo_model.load(n_pairs=1, n_calibration=n_calibration, tokens=_TOKENS)
-    return Task("minilm", job.model, job.calibration[1::2], _Retrieval(job.model, n_pairs).score)
+    feeds = [dict(feed) for i, feed in enumerate(job.calibration) if with_short or i % 2]
+    name = f"minilm-{n_calibration}" if with_short else "minilm"
+    scored = _Retrieval(job.model, n_pairs)
+    return Task(name, job.model, feeds, scored.score, digest(scored.pairs))
 
 
 @dataclass(frozen=True)
@@ -87,15 +101,18 @@ class _Retrieval:
         return Score(retrieval(similarity)[0], self.n_pairs, spearman(similarity, self._dense))
 
     @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(query, document) texts."""
+        found = descriptions()
+        order = np.random.default_rng(_SEED).permutation(len(found))[: self.n_pairs]
+        return [found[i] for i in order]
+
+    @cached_property
     def _feeds(self) -> list[list[Feed]]:
         """[queries, documents], each padded to 32 tokens if it fits, to 128 otherwise."""
-        folder, pairs = minilm.model_folder(), descriptions()
-        order = np.random.default_rng(_SEED).permutation(len(pairs))[: self.n_pairs]
-        tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
-        return [
-            [_trimmed(f) for f in tokenizer.feeds([pairs[i][part] for i in order])]
-            for part in (0, 1)
-        ]
+        tokenizer = minilm.Tokenizer(minilm.model_folder() / "tokenizer.json", _TOKENS)
+        texts = ([pair[part] for pair in self.pairs] for part in (0, 1))
+        return [[_trimmed(f) for f in tokenizer.feeds(part)] for part in texts]
 
     def _similarity(self, model: ir.Model) -> Array:
         run = {_TOKENS: onnx_runner(model), _SHORT_TOKENS: onnx_runner(self._short(model))}
@@ -113,6 +130,11 @@ class _Retrieval:
             if name.startswith("encoder."):
                 value.const_value = model.graph.initializers[name].const_value
         return short
+
+
+def digest(texts: object) -> str:
+    """Eight letters that change with the texts."""
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:8]
 
 
 def _trimmed(feed: Feed) -> Feed:
@@ -146,7 +168,7 @@ def recognition(path: Path, name: str, n_lines: int = 120, n_calibration: int = 
         right = [a.replace(" ", "") == b.replace(" ", "") for a, b in zip(read, shown)]
         return Score(float(np.mean(right)), n_lines)
 
-    return Task(name, model, feeds[n_lines:], score)
+    return Task(name, model, feeds[n_lines:], score, digest(shown))
 
 
 def _alphabet(model: ir.Model) -> list[str]:

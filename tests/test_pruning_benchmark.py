@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from benchmarks import pruning
 from benchmarks.pruning import Row, read, save, table
 from benchmarks.quality_tasks import Score, Task, _decode, descriptions
+from tests.test_demo_model import needs_weights
 from tests.test_prune import encoder, feeds
 
 
@@ -28,6 +30,13 @@ def test_the_table_counts_from_the_floor() -> None:
     assert [line.split()[6] for line in lines[1:]] == ["1.00", "0.00", "0.50"]
 
 
+def test_rows_of_other_data_are_not_compared() -> None:
+    rows = [row("floor", 0.2, 0.0), row("dense", 0.8, 1.0), row("a:0.5", 0.5, 0.5)]
+    first, second = table([*rows[:2], replace(rows[2], data="other")]).split("\n\n")
+    assert len(first.splitlines()) == 3
+    assert "0.50 " not in second.splitlines()[1].split("0.010")[1]  # no share of dense
+
+
 def test_a_task_is_measured_and_its_floor_is_worse() -> None:
     """The score is how many feeds keep their sign pattern: 1 for dense."""
     from sparsegraph.demo_model import onnx_runner
@@ -43,7 +52,8 @@ def test_a_task_is_measured_and_its_floor_is_worse() -> None:
     task = Task("toy", model, given, score)
     assert pruning.measure(task, "dense").share == 1.0
     assert pruning.measure(task, "floor").share < 0.5
-    found = pruning.measure(task, "admm:0.5")
+    found = pruning.measure(replace(task, data="d"), "admm:0.5")
+    assert (found.data, bool(found.commit)) == ("d", True)
     assert found.density == pytest.approx(0.5, abs=0.01)
     assert found.share > pruning.measure(task, "random:0.9").share
 
@@ -66,6 +76,15 @@ def test_package_descriptions_are_read(tmp_path: Path) -> None:
         f"Package: b\nDescription: too short\n only this\n"
     )
     assert descriptions(path) == [("short text", f"{long} {long}")]
+
+
+@needs_weights
+def test_calibration_may_have_short_sentences_too() -> None:
+    plain, both = pruning.load("minilm"), pruning.load("minilm-96")
+    assert (plain.name, both.name) == ("minilm", "minilm-96")
+    assert len(both.calibration) == 2 * len(plain.calibration) == 192
+    n_tokens = [int(f["attention_mask"].sum()) for f in both.calibration]
+    assert np.mean(n_tokens[::2]) < np.mean(n_tokens[1::2]) / 2
 
 
 def test_published_results_keep_their_order() -> None:
