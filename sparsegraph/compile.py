@@ -30,7 +30,7 @@ from sparsegraph.tune import Tuner, begin
 from sparsegraph.tuning import Tuning
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
-WORTHWHILE = 0.985  # below this estimate the whole model is left to ONNX Runtime
+WORTHWHILE = 1.02  # below this estimate of speed the whole model is left to ONNX Runtime
 Progress = Callable[[str, int, int], None]
 Shapes = Mapping[str, int | Sequence[int]]
 

@@ -49,7 +49,7 @@ def test_counts_and_gains() -> None:
     assert up.shape[1] < 64, "hidden units without a weight are gone"
     assert up.n_zero == round((1 - up.density) * 32 * up.shape[1])
     assert up.macs == BATCH * 32 * up.shape[1]
-    assert up.speedup > 3
+    assert up.speedup > 2
     assert (down.format, down.reason) == ("dense", "no zeros")
     for row in (up, down):
         assert row.ms is not None
