@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsegraph.budget.measured import MOST_RUNS, Seen, Settled, Timer, Timing, settle
+from sparsegraph.budget.measured import MOST_RUNS, Seen, Settled, Timer, Timing, _next_goal, settle
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, least, plan, total
 from sparsegraph.budget.table import LayerOptions, Option, Table
 from sparsegraph.budget.within import prune_within
@@ -107,7 +107,7 @@ def test_densities_between_timed_ones_are_interpolated() -> None:
 
 
 def test_what_no_density_reaches_is_said_after_a_timing() -> None:
-    with pytest.raises(BudgetError, match=r"need at least 2\.7"):
+    with pytest.raises(BudgetError, match=r"found 0\.5 ms, need at least 2\.7"):
         settled("0.5ms", clock(lambda d: 1.5))
 
 
@@ -134,3 +134,10 @@ def test_other_budgets_and_machines_are_predicted() -> None:
         found = prune_within(encoder(), "wanda:0.5", feeds(), limits, target=target)
         assert found.settled is None
         assert found.summary().endswith("predicted")
+
+
+def test_the_next_goal_lies_between_what_was_seen() -> None:
+    assert _next_goal([(10.0, 10.0)], 5.0) == 5.0
+    assert _next_goal([(10.0, 10.0), (5.0, 8.0)], 4.0) == 2.5
+    assert _next_goal([(10.0, 10.0), (5.0, 4.0)], 7.0) == 7.5
+    assert _next_goal([(10.0, 10.0), (5.0, 4.0), (7.5, 8.0)], 6.0) == 6.25

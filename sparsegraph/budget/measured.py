@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,13 +83,15 @@ def settle(
 ) -> Settled:
     """A plan that was measured to lie within a latency budget, at most 2 % below it.
 
-    A share is of ONNX Runtime's measured time. At most `MOST_RUNS` models are compiled; the slowest
-    of those within the limit is taken, or the fastest of all if none is.
+    The first timing corrects the table; from then on, what is asked of it is moved by what came of
+    it. A share is of ONNX Runtime's measured time. At most `MOST_RUNS` models are compiled; the
+    slowest of those within the limit is taken, or the fastest of all if none is.
     Raises BudgetError naming the least that is reachable, once one run has been measured.
     """
-    seen = Seen(table)
+    seen, corrected, goal = Seen(table), table, 0.0
     chosen, dense_ms = _first(table, budget), 0.0
     runs: list[tuple[Plan, float]] = []
+    points: list[tuple[float, float]] = []  # what was asked of `corrected`, what it took
     limit = math.inf
     while len(runs) < MOST_RUNS:
         timing = time(prune(model, _by_magnitude(recipe), densities=chosen.densities).model)
@@ -99,16 +101,32 @@ def settle(
         elif budget.is_share:  # the machine may be faster or slower by now
             timing = replace(timing, ms=timing.ms * dense_ms / timing.dense_ms)
         seen.add(chosen, timing)
+        if not runs:
+            corrected, goal = seen.table(), timing.ms
+            plan(corrected, Budget(LATENCY, limit))  # or raise
         runs.append((chosen, timing.ms))
+        points.append((goal, timing.ms))
         if on_run is not None:
             on_run(len(runs), timing)
-        following = plan(seen.table(), Budget(LATENCY, _AIM * limit))
-        if (1 - _CLOSE) * limit <= timing.ms <= limit or following.densities == chosen.densities:
+        goal = max(_next_goal(points, _AIM * limit), least(corrected).ms)
+        chosen = plan(corrected, Budget(LATENCY, goal))
+        is_known = any(chosen.densities == earlier.densities for earlier, _ in runs)
+        if (1 - _CLOSE) * limit <= timing.ms <= limit or is_known:
             break
-        chosen = following
     within = [run for run in runs if run[1] <= limit]
     best, ms = max(within, key=lambda run: run[1]) if within else min(runs, key=lambda run: run[1])
     return Settled(replace(best, ms=ms), seen.table(), ms, dense_ms, len(runs))
+
+
+def _next_goal(points: Sequence[tuple[float, float]], wanted: float) -> float:
+    """What to ask for to get `wanted`: between the nearest (asked, taken) on both sides."""
+    below = max((p for p in points if p[1] <= wanted), key=lambda p: p[1], default=None)
+    above = min((p for p in points if p[1] > wanted), key=lambda p: p[1], default=None)
+    if below is None or above is None:
+        asked, taken = below or above or (wanted, wanted)
+        return asked * wanted / taken
+    share = (wanted - below[1]) / (above[1] - below[1])
+    return below[0] + share * (above[0] - below[0])
 
 
 def _first(table: Table, budget: Budget) -> Plan:
