@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 QUAD = 4  # values that are loaded at once
-SPARE = 4
+SPARE = 4  # groups
+SPARE_QUADS = 8
 MOST = 1 << 16  # a column index is less
 _BLOCK = 512  # rows that are paired among each other; their sums stay in the level 2 cache
 _SHARED_STEP = 4  # the shared columns of a pair are a multiple of this: fewer different counts
@@ -41,7 +42,8 @@ class Packed:
             number of groups (`dense`) or blocks of rows (`coded`) of each part of the rows that
             can be computed on its own.
         values: float32; `coded` has one spare quad at the end, which the kernel loads ahead.
-        column_index: int64, four uint16 columns of the tile each; empty for `dense`.
+        column_index: int64, four uint16 columns of the tile each, `SPARE_QUADS` more at the end,
+            which the kernel looks ahead to; empty for `dense`.
         runs: int32: per block and tile the number of runs, then per run its `both` quads and
             `single` quads per group, and its groups; empty for `dense`.
         step: what `column_index` counts for one column.
@@ -118,6 +120,7 @@ def pack_coded(
             _pack_block(weight, block, group, tile, reach, streams)
     slots, values, columns, runs = streams.joined()
     slots = np.concatenate([slots, np.repeat(slots[-1:], SPARE * group)])
+    columns = np.concatenate([columns, np.zeros(SPARE_QUADS, np.int64)])
     spare = np.zeros(QUAD, np.float32)
     return Packed(
         len(weight), weight.shape[1], tile, group, slots, np.array(starts, np.int32),

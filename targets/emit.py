@@ -129,9 +129,9 @@ def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
     T.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
 
 
-def prefetch(buffer: Expr, index: Expr) -> None:
-    """Ask for the cache line of an element that will be written soon."""
-    intent = [const(i, "int32") for i in (1, 3, 1)]  # write, all levels, data
+def prefetch(buffer: Expr, index: Expr, *, is_written: bool = True) -> None:
+    """Ask for the cache line of an element that will be read or written soon."""
+    intent = [const(int(i), "int32") for i in (is_written, 3, 1)]  # all levels; data
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), *intent))
 
 

@@ -26,6 +26,7 @@ from sparsegraph.targets.target import Target
 
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
 AHEAD = 3  # groups between the request for a group's sums and their use
+QUADS_AHEAD = 8  # quads between the request for a row of a `far` panel and its use
 QUAD = 4  # values and columns of `coded` that are loaded at once
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
@@ -45,6 +46,7 @@ class Product:
         batch: number of matrices of equal shape; image i takes matrix i modulo batch, one chunk of
             the packed weights each.
         near: column indices of `coded` are distances in the panel, in `UNIT`s; else columns.
+        far: the panel is larger than the level 1 cache: its rows are asked for a few quads ahead.
     """
 
     weight: str
@@ -56,6 +58,7 @@ class Product:
     operands: tuple[str, ...] = ()
     batch: int = 1
     near: bool = False
+    far: bool = False
 
     @property
     def vectors(self) -> int:
@@ -82,7 +85,7 @@ class Product:
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         kinds = "".join(k[0] for k in self.operands)
         source += f"_b{self.batch}" if self.batch > 1 else ""
-        source += "_near" if self.near else ""
+        source += "_near" * self.near + "_far" * self.far
         return f"{kind}_f32_{self.weight}_{shape}{source}{tail}{'_' + kinds if kinds else ''}"
 
     @property
@@ -359,6 +362,14 @@ class _Quads:
 
     def columns(self, at: Expr) -> list[Expr]:
         """Addresses of the panel rows of the four columns of quad `at`."""
+        if self.e.spec.far and self.e.prefetches:
+            for row in self._addresses(at + QUADS_AHEAD):
+                row = bind(row)
+                for point in range(0, self.e.spec.block, LINE):
+                    emit.prefetch(self.e.panel, row + point, is_written=False)
+        return self._addresses(at)
+
+    def _addresses(self, at: Expr) -> list[Expr]:
         word = bind(load(self.e.a["column_index"], self.column + self.e.wide(at)))
         mask = const(0xFFFF, "int64")
         parts = [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]

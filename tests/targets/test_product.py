@@ -96,7 +96,7 @@ def bound(weight: np.ndarray, x: np.ndarray) -> float:
 def test_every_variant_equals_the_reference(
     alike: int, blocks: tuple[str, int, tuple[int, ...]], density: float
 ) -> None:
-    kernel = Product(*blocks, LANES, near=alike == 4)
+    kernel = Product(*blocks, LANES, near=alike == 4, far=alike == 4)
     for seed, (rows, columns, points, tile, chunks, reach) in enumerate(
         [(1, 1, 1, 1, 1, 0), (7, 13, 50, 5, 1, 2), (37, 50, 131, 64, 3, 0), (40, 90, 70, 24, 2, 12)]
     ):
