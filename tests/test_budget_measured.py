@@ -130,7 +130,7 @@ def test_a_budget_in_time_is_timed_on_this_machine() -> None:
 
 
 def test_other_budgets_and_machines_are_predicted() -> None:
-    for limits, target in (({"flops": "0.5x"}, "native"), ({"latency": "0.9x"}, "cortex-a53")):
+    for limits, target in (({"flops": "0.5x"}, "native"), ({"latency": "2x"}, "cortex-a53")):
         found = prune_within(encoder(), "wanda:0.5", feeds(), limits, target=target)
         assert found.settled is None
         assert found.summary().endswith("predicted")

@@ -1,15 +1,14 @@
 """30 % of every group at random: the cut model equals the masked one, on every topology."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from benchmarks import real_models, zoo
+from benchmarks.zoo.light import light
 from sparsegraph.capture import load
 from sparsegraph.pipeline import optimize
 from sparsegraph.structure import cut, mask
@@ -21,7 +20,6 @@ from tests.structure.topologies import ALL
 SHARE = 0.3
 BOUND = 1e-5
 REAL_BOUND = 1e-4  # trained detectors: a random third of the channels leaves them ill-conditioned
-LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 SECONDS = 1.0
 
 # units and groups, where they are known from counting the layers
@@ -42,33 +40,6 @@ SMALL = {
 LIGHTS = ("light_densenet121", "light_inception_v1", "light_squeezenet", "light_shufflenet")
 
 
-def light(name: str) -> onnx.ModelProto:
-    """A topology that ships with onnx, with random weights in the place of its constant ones."""
-    proto = onnx.load(LIGHT / f"{name}.onnx")
-    rng = np.random.default_rng(0)
-    shapes = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    made = [n for n in proto.graph.node if n.op_type == "ConstantOfShape"]
-    for node in made:
-        shape = shapes[node.input[0]]
-        spread = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
-        array = (
-            np.abs(rng.normal(1, 0.1, shape)) if len(shape) == 1 else rng.normal(0, spread, shape)
-        )
-        tensor = numpy_helper.from_array(array.astype(np.float32), node.output[0])
-        proto.graph.initializer.append(tensor)
-        proto.graph.node.remove(node)
-    weights = {t.name for t in proto.graph.initializer}
-    inputs = [v for v in proto.graph.input if v.name not in weights]
-    del proto.graph.input[:]
-    proto.graph.input.extend(inputs)
-    proto.ir_version = 8
-    last = proto.graph.node[-1]
-    if last.op_type == "Softmax":  # saturated by random weights, it would hide every difference
-        last.op_type = "Identity"
-        del last.attribute[:]
-    return proto
-
-
 def model_of(name: str) -> ir.Model:
     """A model by name; real ones need their package."""
     if name in ALL:
@@ -76,7 +47,9 @@ def model_of(name: str) -> ir.Model:
     if name in ZOO:
         return load(zoo.build(name, **SMALL.get(name, {})))
     if name in LIGHTS:  # their weights pass through Reshape and Unsqueeze
-        return optimize(load(light(name)), verify=False, stop_after="remove_identity").model
+        return optimize(
+            load(light(name.removeprefix("light_"))), verify=False, stop_after="remove_identity"
+        ).model
     try:
         return load(real_models.load(name))
     except real_models.MissingPackage as error:
