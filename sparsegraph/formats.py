@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 QUAD = 4  # values that are loaded at once
-SPARE = 4  # groups
-SPARE_QUADS = 8
+GROUPS_AHEAD = 3  # how far the kernel looks ahead in `slots` of `coded`
+QUADS_AHEAD = 8  # and in `column_index`
 MOST = 1 << 16  # a column index is less
 _BLOCK = 512  # rows that are paired among each other; their sums stay in the level 2 cache
 _SHARED_STEP = 4  # the shared columns of a pair are a multiple of this: fewer different counts
@@ -36,13 +36,13 @@ class Packed:
         group: rows that are computed together.
         slots: int32, output rows in the order of the groups: `dense` once for all column tiles,
             `coded` per tile. A slot that fills up a group repeats its first row; the kernel stores
-            the slots of a group in reverse, so the real row wins. `coded` has `SPARE` groups more
-            at the end, which the kernel looks ahead to.
+            the slots of a group in reverse, so the real row wins. `coded` has `GROUPS_AHEAD`
+            groups more at the end, which the kernel looks ahead to.
         chunks: int32 [chunks, 5]: first value, first quad of columns, first run, first slot, and
             number of groups (`dense`) or blocks of rows (`coded`) of each part of the rows that
             can be computed on its own.
         values: float32; `coded` has one spare quad at the end, which the kernel loads ahead.
-        column_index: int64, four uint16 columns of the tile each, `SPARE_QUADS` more at the end,
+        column_index: int64, four uint16 columns of the tile each, `QUADS_AHEAD` more at the end,
             which the kernel looks ahead to; empty for `dense`.
         runs: int32: per block and tile the number of runs, then per run its `both` quads and
             `single` quads per group, and its groups; empty for `dense`.
@@ -119,8 +119,8 @@ def pack_coded(
         for block in blocks:
             _pack_block(weight, block, group, tile, reach, streams)
     slots, values, columns, runs = streams.joined()
-    slots = np.concatenate([slots, np.repeat(slots[-1:], SPARE * group)])
-    columns = np.concatenate([columns, np.zeros(SPARE_QUADS, np.int64)])
+    slots = np.concatenate([slots, np.repeat(slots[-1:], GROUPS_AHEAD * group)])
+    columns = np.concatenate([columns, np.zeros(QUADS_AHEAD, np.int64)])
     spare = np.zeros(QUAD, np.float32)
     return Packed(
         len(weight), weight.shape[1], tile, group, slots, np.array(starts, np.int32),

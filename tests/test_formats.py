@@ -60,7 +60,7 @@ def test_coded_returns_what_was_packed(
 
 def test_coded_holds_every_row_of_every_tile_once() -> None:
     packed = formats.pack_coded(sparse(33, 50, 0.3, 7), 2, 16)
-    per_tile = packed.slots[: -2 * formats.SPARE].reshape(packed.n_tiles, -1, 2)
+    per_tile = packed.slots[: -2 * formats.GROUPS_AHEAD].reshape(packed.n_tiles, -1, 2)
     for groups in per_tile:
         assert sorted(set(groups.ravel().tolist())) == list(range(33))
         assert np.count_nonzero(groups[:, 0] == groups[:, 1]) == 1  # the odd row fills up its pair
@@ -70,7 +70,7 @@ def test_rows_with_the_same_zeros_share_every_column() -> None:
     weight = sparse(64, 256, 0.25, 3)
     weight[1::2] = np.where(weight[0::2] != 0, weight[1::2] + 2, 0)
     packed = formats.pack_coded(weight, 2, 256)
-    n_pairs, n = len(packed.slots) // 2 - formats.SPARE, np.count_nonzero(weight)
+    n_pairs, n = len(packed.slots) // 2 - formats.GROUPS_AHEAD, np.count_nonzero(weight)
     assert n_pairs == 32
     assert packed.column_index.size * 4 <= 0.6 * n  # one index for two values, but for remainders
     assert np.array_equal(formats.unpack(packed), weight)

@@ -24,10 +24,9 @@ from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.layout import LINE
 from sparsegraph.targets.target import Target
 
+from sparsegraph.formats import GROUPS_AHEAD, QUAD, QUADS_AHEAD
+
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
-AHEAD = 3  # groups between the request for a group's sums and their use
-QUADS_AHEAD = 8  # quads between the request for a row of a `far` panel and its use
-QUAD = 4  # values and columns of `coded` that are loaded at once
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
 
@@ -211,7 +210,7 @@ class _Emitter:
             n_columns = self.wide(both + single)
             with loop(0, groups):
                 at_slot = bind(slot.get())
-                self.prefetch(at_slot + AHEAD * self.spec.group, offset, vectors)
+                self.prefetch(at_slot + GROUPS_AHEAD * self.spec.group, offset, vectors)
                 acc, at, row = self.begin_group(t, at_slot, offset, vectors)
                 quads = _Quads(self, panel, bind(value.get()), bind(column.get()))
                 slot.set(at_slot + self.spec.group)
