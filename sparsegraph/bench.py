@@ -6,14 +6,11 @@ ONNX Runtime is blind to zeros in weights, so its time for the pruned model is t
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,13 +21,13 @@ import onnx_ir as ir
 
 from sparsegraph.errors import UsageError, message
 from sparsegraph.runtime import InferenceSession
+from sparsegraph.timing import interleave, pinned
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Progress = Callable[[str, int, int], None]
 
 _PROFILED_RUNS = 7
-_LEAST_CALLS = 3  # per block
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,11 @@ def bench(
     report = progress or (lambda stage, done, total: None)
     feed = verify.feeds_for(model, n=2)[1] if feed is None else feed
     names = [o.name for o in session.get_outputs()]
-    with _pinned(threads):
+    with pinned(threads):
         dense = verify.Session(model, optimize=True, threads=threads)
         calls = {"dense": lambda: dense.run(feed, names), "ours": lambda: session.run(None, feed)}
         error = verify.compare(dict(zip(names, session.run(None, feed))), dense.run(feed, names))
-        blocks = _interleave(calls, rounds, block_ms, lambda i: report("benchmark", i, rounds))
+        blocks = interleave(calls, rounds, block_ms, lambda i: report("benchmark", i, rounds))
         layers = _layer_times(session, model, feed, threads)
     ratios = [
         statistics.median(a) / statistics.median(b) for a, b in zip(blocks["dense"], blocks["ours"])
@@ -164,50 +161,6 @@ def prepare(
         need, fix = "the model that was compiled", "name it with --model, or compile again"
         raise UsageError(message("model", str(source), "another model", need, fix))
     return session, captured
-
-
-def _interleave(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    block_ms: float,
-    on_round: Callable[[int], None],
-) -> dict[str, list[list[float]]]:
-    """Milliseconds of every call by name and round; each block's first call is dropped.
-
-    The order turns around every round, so that drift of the machine hits all alike.
-    """
-    blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
-    order = list(calls)
-    for i in range(rounds):
-        for name in order:
-            blocks[name].append(_block(calls[name], block_ms))
-        order.reverse()
-        on_round(i + 1)
-    return blocks
-
-
-def _block(call: Callable[[], object], block_ms: float) -> list[float]:
-    call()
-    times: list[float] = []
-    while len(times) < _LEAST_CALLS or sum(times) < block_ms:
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-@contextmanager
-def _pinned(n_cores: int) -> Iterator[None]:
-    """Keep the process on its first `n_cores` cores, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(allowed)[:n_cores])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def _layer_times(

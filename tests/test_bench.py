@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sparsegraph import bench as module
+from sparsegraph import timing
 from sparsegraph.bench import Bench, LayerTime, bench
 from sparsegraph.capture import load
 from sparsegraph.errors import UsageError
@@ -45,7 +46,7 @@ def test_blocks_alternate_and_turn_around() -> None:
         return time.sleep(0.001)
 
     calls = {"a": lambda: call("a"), "b": lambda: call("b")}
-    blocks = module._interleave(calls, 3, 5.0, lambda i: None)
+    blocks = timing.interleave(calls, 3, 5.0, lambda i: None)
     assert order == ["a", "b", "a", "b"]  # round 2 begins with b, which went last in round 1
     assert [len(blocks[name]) for name in "ab"] == [3, 3]
     assert all(1.0 <= t < 50 for name in "ab" for block in blocks[name] for t in block)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from sparsegraph.targets.emit import Param
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
+from sparsegraph.timing import interleave, pinned
 
 Call = Callable[[], Any]
 
@@ -69,8 +68,9 @@ class Kernels:
         steps = [self._calls(p) for p in programs]
         idle = self._call(programs[0].steps[0], _buffers(programs[0]), items=0)
         flat = [idle, *(call for calls in steps for call in calls), *others]
-        with one_core():
-            idle_ms, *found = medians(flat, rounds=rounds, block_ms=block_ms)
+        with pinned(1):
+            blocks = interleave(dict(enumerate(flat)), rounds, block_ms, least=1)
+        idle_ms, *found = (statistics.median(chain(*blocks[i])) for i in range(len(flat)))
         self._idle_ms = min(self._idle_ms, idle_ms)
         times = iter(found)
         ours = [[max(next(times) - self._idle_ms, 1e-6) for _ in calls] for calls in steps]
@@ -108,34 +108,3 @@ def _value(param: Param, arg: Arg, buffers: dict[str, np.ndarray]) -> Any:
     if isinstance(arg, Scratch):
         return host.empty(-(-arg.n_bytes // 4), np.dtype(param.dtype))
     return arg
-
-
-def medians(calls: Sequence[Call], *, rounds: int, block_ms: float) -> list[float]:
-    """Median milliseconds of each call; calls take turns in blocks, whose first sample is void."""
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, times in zip(calls, samples):
-            call()
-            end = time.perf_counter() + block_ms / 1e3
-            while True:
-                begin = time.perf_counter()
-                call()
-                now = time.perf_counter()
-                times.append((now - begin) * 1e3)
-                if now > end:
-                    break
-    return [statistics.median(times) for times in samples]
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this thread on one core, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)

@@ -4,12 +4,14 @@ ONNX Runtime's convolutions hold 8 channels in a block with AVX2 and 16 with AVX
 tile columns by 16 or more. Which multiple pays is measured, on the model itself.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Final, Literal
 
 import onnx_ir as ir
 
+from sparsegraph.timing import interleave
 from sparsegraph.verify import Session, feeds_for
 
 MEASURED: Final[Literal["measured"]] = "measured"
@@ -37,13 +39,6 @@ def latencies(
 ) -> list[float]:
     """Milliseconds of one run in ONNX Runtime, one thread: the lowest, the models taking turns."""
     ready = [(Session(model, optimize=True, threads=1), feeds_for(model, 2)[1]) for model in models]
-    lowest = [float("inf")] * len(models)
-    for session, feed in ready:
-        session.run(feed)
-    for _ in range(rounds):
-        for at, (session, feed) in enumerate(ready):
-            end = time.perf_counter() + round_s
-            while (start := time.perf_counter()) < end:
-                session.run(feed)
-                lowest[at] = min(lowest[at], 1e3 * (time.perf_counter() - start))
-    return lowest
+    calls = {at: partial(session.run, feed) for at, (session, feed) in enumerate(ready)}
+    blocks = interleave(calls, rounds, 1e3 * round_s)
+    return [min(chain(*blocks[at])) for at in range(len(ready))]
