@@ -1,0 +1,175 @@
+"""A model in double precision: what its float32 outputs would be without rounding.
+
+ONNX's own reference evaluator runs the graph with every float constant and input widened, which is
+slow and exact to 1e-16 per operation. Convolutions and pools are written here over kernel taps: the
+evaluator's own take minutes on a map of 320 x 320. So is LRN, which it gets wrong (onnx 1.23.2
+normalises as many channels as the batch has samples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from sparsegraph.verify import Feed, Outputs
+
+Array = NDArray[np.float64]
+_FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+
+
+def run(model: ir.Model, feed: Feed) -> Outputs:
+    """Outputs in float64."""
+    wide = widened(ir.to_proto(model))
+    evaluator = ReferenceEvaluator(wide, new_ops=[Conv, LRN, MaxPool, Resize])
+    given = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feed.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # its Sigmoid computes both of two forms
+        results = evaluator.run(None, given)
+    return dict(zip([o.name for o in wide.graph.output], results))
+
+
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float64 where it had float32."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    graph = wide.graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == _FLOAT:
+            value.type.tensor_type.elem_type = _DOUBLE
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen(attribute.t)
+            elif attribute.name in ("to", "dtype") and attribute.i == _FLOAT:
+                attribute.i = _DOUBLE
+    return wide
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == _FLOAT:
+        array = numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+class Conv(OpRun):
+    """Any convolution over maps or lines: one product per kernel tap."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
+        windows = _windows(x, w.shape[2:], given, 0.0)
+        group, n_out = given.get("group") or 1, w.shape[0]
+        taps = np.moveaxis(w.reshape(group, n_out // group, w.shape[1], -1), -1, 0)
+        total: Any = 0.0
+        for tap, window in zip(taps, windows):
+            parts = window.reshape(len(x), group, x.shape[1] // group, -1)
+            total = total + tap @ parts
+        size = windows[0].shape[2:]
+        y = total.reshape(len(x), n_out, *size)
+        return (y if b is None else y + b.reshape(-1, *[1] * len(size)),)
+
+
+class LRN(OpRun):
+    """A norm over neighbouring channels."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1
+    ) -> tuple[Array]:
+        wide = np.pad(x**2, [(0, 0), ((size - 1) // 2, size // 2), *[(0, 0)] * (x.ndim - 2)])
+        total = sum(wide[:, at : at + x.shape[1]] for at in range(size))
+        return (x / (bias + alpha / size * total) ** beta,)
+
+
+class MaxPool(OpRun):
+    """The largest of every window."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
+        windows = _windows(x, given["kernel_shape"], given, -np.inf)
+        return (np.max(windows, axis=0),)
+
+
+class Resize(OpRun):
+    """Nearest neighbours; anything else is refused."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, roi: Array | None = None, scales: Array | None = None,
+        sizes: Array | None = None, **given: Any,
+    ) -> tuple[Array]:  # fmt: skip
+        modes = ("mode", "coordinate_transformation_mode", "nearest_mode")
+        how = " ".join(str(given.get(name)) for name in modes)
+        if how not in _SHIFTS or given.get("axes"):
+            raise NotImplementedError(f"Resize: {how}")
+        half, down = _SHIFTS[how]
+        factors = scales if scales is not None and scales.size else sizes / np.array(x.shape)
+        for axis, factor in enumerate(factors):
+            place = (np.arange(int(x.shape[axis] * factor)) + half) / factor - half
+            at = np.floor(place) if down else np.ceil(place - 0.5)
+            x = np.take(x, np.clip(at, 0, x.shape[axis] - 1).astype(int), axis)
+        return (x,)
+
+
+_SHIFTS = {
+    "nearest asymmetric floor": (0.0, True),
+    "nearest asymmetric round_prefer_floor": (0.0, False),
+    "nearest half_pixel round_prefer_floor": (0.5, False),
+}
+"""Where the middle of a pixel lies, and whether places between pixels round down."""
+
+
+def _windows(
+    x: Array, kernel: tuple[int, ...], given: Mapping[str, Any], fill: float
+) -> list[Array]:
+    """For every kernel tap what it meets, [batch, channels, *out]."""
+    rank = len(kernel)
+    strides, dilations = (given.get(k) or [1] * rank for k in ("strides", "dilations"))
+    before, after = _pads(x.shape[2:], kernel, strides, dilations, given)
+    ceil = given.get("ceil_mode") or 0
+    room = [s if ceil else 0 for s in strides]
+    width = [(0, 0), (0, 0), *zip(before, [a + r for a, r in zip(after, room)])]
+    wide = np.pad(x, width, constant_values=fill)
+    sizes = [
+        -(-(n + b + a - d * (k - 1) - 1) // s) + 1 if ceil
+        else (n + b + a - d * (k - 1) - 1) // s + 1
+        for n, b, a, k, s, d in zip(x.shape[2:], before, after, kernel, strides, dilations)
+    ]  # fmt: skip
+    found = []
+    for at in product(*map(range, kernel)):
+        starts = [i * d for i, d in zip(at, dilations)]
+        cuts = [slice(b, b + s * n, s) for b, s, n in zip(starts, strides, sizes)]
+        found.append(wide[(slice(None), slice(None), *cuts)])
+    return found
+
+
+def _pads(
+    size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int],
+    given: Mapping[str, Any],
+) -> tuple[list[int], list[int]]:  # fmt: skip
+    auto = given.get("auto_pad") or "NOTSET"
+    rank = len(kernel)
+    if not auto.startswith("SAME"):
+        pads = list(given.get("pads") or [0] * 2 * rank)
+        return pads[:rank], pads[rank:]
+    need = [
+        max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        for n, k, s, d in zip(size, kernel, strides, dilations)
+    ]
+    small = [n // 2 for n in need]
+    large = [n - s for n, s in zip(need, small)]
+    return (small, large) if auto == "SAME_UPPER" else (large, small)
