@@ -4,6 +4,7 @@
     python -m benchmarks.pruning ocr=FILE.onnx --recipe dense magnitude:0.5 --json out.json
     python -m benchmarks.pruning minilm --recipe admm:0.7@flops=0.3x     densities by the budget
     python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
+    python -m benchmarks.pruning debian-288 --recipe admm:2:4            this machine's packages
     python -m benchmarks.pruning table --json out.json
 
 Results are merged into the file by task and recipe. The published file is
@@ -18,11 +19,12 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks import results
 from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
+from benchmarks.texts import descriptions
 
 DENSE, FLOOR = "dense", "floor"
 FILE = Path(__file__).parent / "results" / "pruning.json"
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure or print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
-    parser.add_argument("task", help="minilm, minilm-DOCSTRINGS, NAME=FILE.onnx, or table")
+    parser.add_argument("task", help="minilm[-TEXTS], debian[-TEXTS], NAME=FILE.onnx, or table")
     parser.add_argument("--recipe", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args(arguments)
@@ -70,12 +72,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(text: str) -> Task:
-    """The task of the command line. `minilm-288`: first sentences too, of as many docstrings."""
+    """The task of the command line. `minilm-288`: first sentences too, of as many texts.
+
+    `debian` scores descriptions of installed packages, which differ between machines.
+    """
     name, equals, path = text.partition("=")
     if equals:
         return recognition(Path(path), name)
-    _, _, n = name.partition("-")
-    return minilm_retrieval(n_calibration=int(n), with_short=True) if n else minilm_retrieval()
+    name, _, n = name.partition("-")
+    pairs = descriptions() if name == "debian" else None
+    n_calibration, with_short = (int(n), True) if n else (96, False)
+    task = minilm_retrieval(n_calibration=n_calibration, with_short=with_short, pairs=pairs)
+    return replace(task, name=text)
 
 
 def measure(task: Task, recipe: str) -> Row:

@@ -1,13 +1,13 @@
 """Two jobs with real weights and real text, for the quality of pruned models.
 
-Retrieval: MiniLM-L6 finds the long description of a Debian package by its short one; calibrated on
-docstrings, so on another domain. Recognition: a PP-OCR recogniser reads rendered lines of real
-words, rotated, blurred and noisy. Both report a floor with everything pruned.
+Retrieval: MiniLM-L6 finds the rest of a documentation text by its first sentence; calibrated on the
+documentation of another package. Recognition: a PP-OCR recogniser reads rendered lines of real
+words, rotated, blurred and noisy. Both report a floor with everything pruned. `benchmarks.texts`
+says where the texts come from.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import demo_model, minilm
+from benchmarks import texts
+from sparsegraph import minilm
 from sparsegraph.capture import load
 from sparsegraph.demo_model import onnx_runner, retrieval, spearman
+from sparsegraph.errors import CaptureError, message
 from sparsegraph.recipe import Recipe, select
 
 Array = np.ndarray[Any, Any]
@@ -29,8 +31,14 @@ Feed = dict[str, Array]
 
 _SEED = 0
 _SHORT_TOKENS, _TOKENS = 32, 128
-_STATUS = Path("/var/lib/dpkg/status")
 _FONTS = Path("/usr/share/fonts/truetype/dejavu")
+_FACES = (
+    *("Sans", "Sans-Bold", "Sans-BoldOblique", "Sans-ExtraLight", "Sans-Oblique"),
+    *("SansCondensed", "SansCondensed-Bold", "SansCondensed-BoldOblique", "SansCondensed-Oblique"),
+    *("SansMono", "SansMono-Bold", "SansMono-BoldOblique", "SansMono-Oblique", "Serif"),
+    *("Serif-Bold", "Serif-BoldItalic", "Serif-Italic", "SerifCondensed", "SerifCondensed-Bold"),
+    *("SerifCondensed-BoldItalic", "SerifCondensed-Italic"),
+)
 _HEIGHT, _WIDTH = 48, 320
 _LONGEST_LINE = 22
 
@@ -52,10 +60,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """A dense model, calibration feeds, and `score(model)`.
-
-    `data` identifies what is scored: installed packages differ between machines and days.
-    """
+    """A dense model, calibration feeds, and `score(model)`; `data` identifies what is scored."""
 
     name: str
     model: ir.Model
@@ -73,24 +78,33 @@ class Task:
 
 
 def minilm_retrieval(
-    n_pairs: int = 300, n_calibration: int = 96, *, with_short: bool = False
+    n_pairs: int = 300,
+    n_calibration: int = 96,
+    *,
+    with_short: bool = False,
+    pairs: Sequence[texts.Pair] | None = None,
 ) -> Task:
-    """Retrieval with the MiniLM wheel; raises CaptureError when it is not installed.
+    """Retrieval with the MiniLM wheel; raises CaptureError when it, or a text, is not there.
 
-    Calibrated on the long part of as many docstrings, and on their first sentences if `with_short`:
-    half of what is scored are short sentences.
+    Calibrated on the long part of as many other texts, and on their first sentences if
+    `with_short`: half of what is scored are short sentences. `pairs` replaces what is scored.
     """
-    job = demo_model.load(n_pairs=1, n_calibration=n_calibration, tokens=_TOKENS)
-    feeds = [dict(feed) for i, feed in enumerate(job.calibration) if with_short or i % 2]
+    folder = minilm.model_folder()
+    model = minilm.build(minilm.read_weights(folder / "model.safetensors"), tokens=_TOKENS)
+    tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
+    shown = texts.sample(texts.documentation(texts.CALIBRATION), n_calibration)
+    feeds = tokenizer.feeds([text for pair in shown for text in pair[0 if with_short else 1 :]])
+    asked = list(pairs) if pairs is not None else texts.documentation(texts.SCORED)
+    scored = _Retrieval(model, tokenizer, texts.sample(asked, n_pairs))
     name = f"minilm-{n_calibration}" if with_short else "minilm"
-    scored = _Retrieval(job.model, n_pairs)
-    return Task(name, job.model, feeds, scored.score, digest(scored.pairs))
+    return Task(name, model, feeds, scored.score, texts.digest(scored.pairs))
 
 
 @dataclass(frozen=True)
 class _Retrieval:
     model: ir.Model
-    n_pairs: int
+    tokenizer: minilm.Tokenizer
+    pairs: Sequence[texts.Pair]
 
     @cached_property
     def _dense(self) -> Array:
@@ -98,21 +112,13 @@ class _Retrieval:
 
     def score(self, model: ir.Model) -> Score:
         similarity = self._similarity(model)
-        return Score(retrieval(similarity)[0], self.n_pairs, spearman(similarity, self._dense))
-
-    @cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        """(query, document) texts."""
-        found = descriptions()
-        order = np.random.default_rng(_SEED).permutation(len(found))[: self.n_pairs]
-        return [found[i] for i in order]
+        return Score(retrieval(similarity)[0], len(self.pairs), spearman(similarity, self._dense))
 
     @cached_property
     def _feeds(self) -> list[list[Feed]]:
         """[queries, documents], each padded to 32 tokens if it fits, to 128 otherwise."""
-        tokenizer = minilm.Tokenizer(minilm.model_folder() / "tokenizer.json", _TOKENS)
-        texts = ([pair[part] for pair in self.pairs] for part in (0, 1))
-        return [[_trimmed(f) for f in tokenizer.feeds(part)] for part in texts]
+        parts = ([pair[part] for pair in self.pairs] for part in (0, 1))
+        return [[_trimmed(f) for f in self.tokenizer.feeds(part)] for part in parts]
 
     def _similarity(self, model: ir.Model) -> Array:
         run = {_TOKENS: onnx_runner(model), _SHORT_TOKENS: onnx_runner(self._short(model))}
@@ -132,35 +138,21 @@ class _Retrieval:
         return short
 
 
-def digest(texts: object) -> str:
-    """Eight letters that change with the texts."""
-    return hashlib.sha256(repr(texts).encode()).hexdigest()[:8]
-
-
 def _trimmed(feed: Feed) -> Feed:
     n_used = int(feed["attention_mask"].sum())
     return {k: v[:, :_SHORT_TOKENS] for k, v in feed.items()} if n_used <= _SHORT_TOKENS else feed
 
 
-def descriptions(path: Path = _STATUS) -> list[tuple[str, str]]:
-    """(short, long) descriptions of the installed Debian packages; short ones are distinct."""
-    found: dict[str, str] = {}
-    for stanza in path.read_text(encoding="utf-8").split("\n\n"):
-        match = re.search(r"^Description: (.+)\n((?: .*\n?)+)", stanza, re.M)
-        if match is not None:
-            text = " ".join(match[2].replace("\n .", " ").split())
-            if len(text.split()) >= 15:
-                found.setdefault(match[1], text)
-    return list(found.items())
-
-
 def recognition(path: Path, name: str, n_lines: int = 120, n_calibration: int = 32) -> Task:
-    """Reading rendered lines with a PP-OCR recogniser; needs Pillow and the DejaVu fonts."""
+    """Reading rendered lines with a PP-OCR recogniser; needs Pillow and the DejaVu fonts.
+
+    `data` counts the pixels too: another Pillow may draw them differently.
+    """
     model = load(path, {"x": (1, 3, _HEIGHT, _WIDTH)})
     alphabet = _alphabet(model)
-    texts = _lines(n_lines + n_calibration)
-    feeds = [{"x": _render(text, i)} for i, text in enumerate(texts)]
-    shown, asked = texts[:n_lines], feeds[:n_lines]
+    lines = _lines(n_lines + n_calibration)
+    feeds = [{"x": _render(text, i)} for i, text in enumerate(lines)]
+    shown, asked = lines[:n_lines], feeds[:n_lines]
 
     def score(candidate: ir.Model) -> Score:
         run = onnx_runner(candidate)
@@ -168,7 +160,8 @@ def recognition(path: Path, name: str, n_lines: int = 120, n_calibration: int = 
         right = [a.replace(" ", "") == b.replace(" ", "") for a, b in zip(read, shown)]
         return Score(float(np.mean(right)), n_lines)
 
-    return Task(name, model, feeds[n_lines:], score, digest(shown))
+    data = texts.digest(np.concatenate([feed["x"] for feed in feeds]))
+    return Task(name, model, feeds[n_lines:], score, data)
 
 
 def _alphabet(model: ir.Model) -> list[str]:
@@ -177,8 +170,9 @@ def _alphabet(model: ir.Model) -> list[str]:
 
 
 def _lines(n: int) -> list[str]:
-    """Lines of two or three words from package descriptions, all different."""
-    words = sorted({w for pair in descriptions() for w in re.findall(r"[A-Za-z]{3,9}", pair[1])})
+    """Lines of two or three words of documentation, all different."""
+    prose = texts.documentation(texts.SCORED)
+    words = sorted({w for pair in prose for w in re.findall(r"\b[A-Za-z]{3,9}\b", pair[1])})
     generator = np.random.default_rng(_SEED)
     found: dict[str, None] = {}
     while len(found) < n:
@@ -193,19 +187,26 @@ def _render(text: str, seed: int) -> Array:
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
     generator = np.random.default_rng([_SEED, seed])
-    fonts = sorted(_FONTS.glob("DejaVuS*.ttf"))
-    font = ImageFont.truetype(fonts[int(generator.integers(len(fonts)))], 40)
+    font = ImageFont.truetype(_font(_FACES[int(generator.integers(len(_FACES)))]), 40)
     box = font.getbbox(text)
     page = Image.new("L", (int(box[2]) + 40, 80), 255)
     ImageDraw.Draw(page).text((20, 16), text, font=font, fill=int(generator.integers(0, 90)))
     page = page.rotate(float(generator.uniform(-1.5, 1.5)), fillcolor=255)
     page = page.filter(ImageFilter.GaussianBlur(float(generator.uniform(0.2, 1.2))))
     wide = min(round(page.width * _HEIGHT / page.height), _WIDTH)
-    pixels = np.asarray(page.resize((wide, _HEIGHT)), dtype=np.float32)
+    pixels: Array = np.asarray(page.resize((wide, _HEIGHT)), dtype=np.float32)
     pixels = pixels + generator.normal(scale=generator.uniform(2, 14), size=pixels.shape)
     line = np.zeros((_HEIGHT, _WIDTH), dtype=np.float32)
     line[:, :wide] = np.clip(pixels, 0, 255) / 127.5 - 1
     return np.broadcast_to(line, (1, 3, _HEIGHT, _WIDTH)).copy()
+
+
+def _font(face: str) -> Path:
+    path = _FONTS / f"DejaVu{face}.ttf"
+    if not path.exists():
+        fix = "apt-get install fonts-dejavu-core fonts-dejavu-extra"
+        raise CaptureError(message("font", path.name, "no such file", "the DejaVu fonts", fix))
+    return path
 
 
 def _decode(probabilities: Array, alphabet: Sequence[str]) -> str:

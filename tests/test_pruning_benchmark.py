@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import pruning
+from benchmarks import pruning, texts
 from benchmarks.pruning import Row, read, save, table
-from benchmarks.quality_tasks import Score, Task, _decode, descriptions
+from benchmarks.quality_tasks import _FACES, Score, Task, _decode, _lines
+from sparsegraph.errors import CaptureError
 from tests.test_demo_model import needs_weights
 from tests.test_prune import encoder, feeds
 
@@ -75,7 +76,38 @@ def test_package_descriptions_are_read(tmp_path: Path) -> None:
         f"Package: a\nDescription: short text\n {long}\n .\n {long}\n\n"
         f"Package: b\nDescription: too short\n only this\n"
     )
-    assert descriptions(path) == [("short text", f"{long} {long}")]
+    assert texts.descriptions(path) == [("short text", f"{long} {long}")]
+
+
+def test_texts_of_pinned_releases_are_those_that_were_scored() -> None:
+    """The digests in `texts` hold, so that every machine scores the same pairs and lines."""
+    scored = texts.documentation(texts.SCORED)
+    assert not set(scored) & set(texts.documentation(texts.CALIBRATION))
+    assert texts.digest(texts.sample(scored, 300)) == "dc0c45f8"
+    assert texts.digest(_lines(152)) == "865a4e9b"
+    assert len(set(_FACES)) == 21
+
+
+def test_the_pins_of_texts_are_those_of_the_project() -> None:
+    project = Path(__file__).parents[1].joinpath("pyproject.toml").read_text()
+    for name, release in (texts.SCORED, texts.CALIBRATION):
+        assert f'"{name}=={release}"' in project
+
+
+def test_another_release_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CaptureError, match=r"'torch': found release 2\.13\.0.*, need 2\.12\.0"):
+        texts.documentation(("torch", "2.12.0"))
+    monkeypatch.setattr(texts, "prose", lambda folders: [("a", "b")])
+    with pytest.raises(CaptureError, match="reinstall"):
+        texts.documentation(texts.SCORED)
+
+
+def test_prose_ends_before_arguments(tmp_path: Path) -> None:
+    words = " ".join(f"word{letter}" for letter in "abcdefghijklmnopqrst")
+    text = f"Say what this function does. {words}.\n\n    Args:\n        a: none\n"
+    code = f'def public():\n    r"""{text}"""\n\ndef _private():\n    r"""Not {text}"""\n'
+    tmp_path.joinpath("m.py").write_text(code)
+    assert texts.prose([tmp_path]) == [("Say what this function does.", f"{words}.")]
 
 
 @needs_weights
