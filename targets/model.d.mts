@@ -14,9 +14,10 @@ export interface Tensor {
     readonly size: number;
 }
 
-
 /** One instance: its own memory, one run at a time. Load several for several workers. */
 export class Model {
+    private constructor();
+
     /**
      * @param module bytes or compiled module of `model.wasm`
      * @param weights bytes of `weights.bin`
