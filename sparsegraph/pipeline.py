@@ -22,6 +22,7 @@ from sparsegraph.passes.fold_shapes import FoldShapes
 from sparsegraph.passes.fuse_attention import FuseAttention
 from sparsegraph.passes.fuse_gelu import FuseGelu
 from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
+from sparsegraph.passes.inline_if import InlineIf
 from sparsegraph.passes.merge_reshapes import MergeReshapes
 from sparsegraph.passes.merge_transposes import MergeTransposes
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
@@ -40,6 +41,9 @@ PASSES: tuple[Pass, ...] = (
     Dedupe(),  # first, or equal masks would be folded once per layer
     FoldShapes(),  # shapes are static, so Shape and Size are numbers
     FoldConstants(),  # masks, merges, transposed weights: every input-independent subgraph
+    InlineIf(),  # what constants decide is decided
+    FoldShapes(),
+    FoldConstants(),  # inside the branches
     RemoveIdentity(),
     MergeReshapes(),
     MergeTransposes(),
@@ -75,7 +79,7 @@ _LOOSEST = 5e-2
 
 def snapping(threshold: float) -> tuple[Pass, ...]:
     """The passes, with near-zeros set to zero once everything constant is folded."""
-    at = next(i for i, step in enumerate(PASSES) if isinstance(step, FoldConstants)) + 1
+    at = next(i for i, step in enumerate(PASSES) if isinstance(step, RemoveIdentity))
     return (*PASSES[:at], SnapNearZeros(threshold), *PASSES[at:])
 
 

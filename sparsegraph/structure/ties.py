@@ -196,7 +196,7 @@ def analyse(model: ir.Model, policy: Policy = Policy()) -> Analysis:
     for node in model.graph:
         rule = TABLE.get(node.op_type) if is_op(node, node.op_type) else None
         if has_subgraph(node):
-            ties.freeze_inputs(node, "control flow reads it")
+            ties.freeze_inputs(node, f"{node.op_type}: control flow reads it")
         elif rule is None:
             ties.freeze_inputs(node, f"no rule for {node.op_type}")
         elif not _has_shapes(node):
