@@ -14,6 +14,7 @@ from sparsegraph.command import (
     Artefact,
     Check,
     Commands,
+    Devices,
     Dim,
     Html,
     Inputs,
@@ -27,6 +28,7 @@ from sparsegraph.command import (
     Tuning,
 )
 from sparsegraph.console import Screen
+from sparsegraph.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from sparsegraph.runtime import InferenceSession
@@ -54,11 +56,17 @@ def inspect(
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Tell zeros, patterns and masks per layer; which layers would win, and why others do not."""
+    """Tell zeros, patterns and masks per layer; which layers would win, and why others do not.
+
+    Of a compiled model: what its inner loops are made of, and cycles that llvm-mca estimates.
+    """
     from sparsegraph.capture import load
     from sparsegraph.inspect import inspect as look
 
     screen = _screen(json, html)
+    if model.is_dir():
+        _inspect_artefact(screen, model)
+        return
     captured = load(model, options.shapes(shape or (), dim or ()))
     found = look(captured, target, impose=impose, tuning=tuning)
     columns, rows = found.table()
@@ -368,14 +376,21 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each engine.")] = 7,
     shape: Shape = None,
     dim: Dim = None,
+    devices: Devices = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Time a compiled model against ONNX Runtime dense, in alternating blocks of one process."""
+    """Time a compiled model against ONNX Runtime dense, in alternating blocks of one process.
+
+    With --devices: the compiled model alone, on every device of the inventory at once.
+    """
     from sparsegraph.bench import bench as measure
     from sparsegraph.bench import prepare
 
     screen = _screen(json, html)
+    if devices is not None:
+        _bench_devices(screen, path, devices)
+        return
     feed = options.read_feed(inputs) if inputs else None
     with screen.progress() as report:
         given = options.shapes(shape or (), dim or ())
@@ -449,6 +464,30 @@ def demo(
 def main() -> None:
     """The `sparsegraph` command."""
     app(prog_name="sparsegraph")
+
+
+def _inspect_artefact(screen: Screen, path: Path) -> None:
+    """Static estimates, labelled as such."""
+    from sparsegraph import runtime, throughput
+
+    found = throughput.of_manifest(runtime.read_manifest(path))
+    columns, rows = found.table()
+    screen.table(f"Inner loops of {path.name} for {found.target}", columns, rows)
+    screen.say(found.summary())
+    screen.json(found.to_json())
+
+
+def _bench_devices(screen: Screen, path: Path, inventory: Path) -> None:
+    """One row per device; a failure ends with exit code 3 after the others are written."""
+    from sparsegraph import device_bench
+    from sparsegraph import devices as inventories
+
+    with screen.progress() as report:
+        found = device_bench.bench(path, inventories.read(inventory), report)
+    screen.table(f"{path.name} on devices", *found.table())
+    screen.json(found.to_json())
+    if found.errors:
+        raise UnsupportedError("; ".join(found.errors))
 
 
 def _screen(json: str | None, *files: Path | None) -> Screen:

@@ -48,6 +48,14 @@ Skip = Annotated[list[str] | None, typer.Option("--skip", help="A pass to leave 
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Verify against ONNX Runtime as we go.")
 ]
+Devices = Annotated[
+    Path | None,
+    typer.Option(
+        "--devices",
+        help="Time on these devices: a TOML file of tables [devices.NAME] with ssh = HOST, or "
+        "run = [...] and push = [...].",
+    ),
+]
 Tuning = Annotated[
     Path | None,
     typer.Option("--tuning", help="A file of measured times that `compile --tune` wrote."),

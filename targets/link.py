@@ -66,6 +66,16 @@ def shared_library(
     _link([*driver(target), *flags], ["-lm"], objects, sources, target, output)
 
 
+def program(source: Path, library: Path, target: Target, output: Path) -> None:
+    """Compile one C file into a program that finds `library` beside itself.
+
+    Raises:
+        UnsupportedError: if there is no compiler or it fails (its message is kept).
+    """
+    flags = ["-pthread", "-Wl,-rpath,$ORIGIN"]
+    _link([*driver(target), *flags], [], [library], [source], target, output)
+
+
 def wasm_module(
     objects: Sequence[Path], sources: Sequence[Path], target: Target, output: Path
 ) -> None:

@@ -25,6 +25,7 @@ PACKAGES = {  # command -> Debian package
     "arm-none-eabi-gcc": "gcc-arm-none-eabi",
     "qemu-system-arm": "qemu-system-arm",
     "wasm-ld": "lld",
+    "llvm-mca": "llvm",
     "node": "nodejs",
     "chromium": "chromium",
     "qemu-aarch64": "qemu-user",
@@ -71,7 +72,7 @@ class Target:
         known_features: all features of the family.
         extra_features: closed under implication, sorted; what the text form lists.
         output: what is made: a shared library, a WebAssembly module, C source, or a static library
-            for a machine without an operating system.
+            for a machine without an operating system; of GPUs the text of single kernels.
         c_flags: what the C compiler has to be told about the machine.
     """
 
@@ -91,7 +92,7 @@ class Target:
     sve_bits: int = 0
     known_features: tuple[Feature, ...] = field(default=(), repr=False)
     extra_features: tuple[str, ...] = ()
-    output: Literal["library", "wasm", "c", "bare"] = "library"
+    output: Literal["library", "wasm", "c", "bare", "ptx"] = "library"
     c_flags: tuple[str, ...] = ()
 
     def has(self, feature: str) -> bool:

@@ -1,9 +1,11 @@
 """Emitted inner loops: what they are made of, counted in the assembly, for every target."""
 
+import dataclasses
 import re
 import shutil
 
 import pytest
+from sparsegraph.targets import inner_loop
 from sparsegraph.targets.kernels.product import Product
 
 from benchmarks import inner_loops
@@ -36,7 +38,7 @@ SPILLING = {  # what LLVM 22 does not get into the registers: most accesses to t
 def test_inner_loops(name: str, weight: str) -> None:
     target = targets.get(name)
     kernel = inner_loops.kernel_for(target, weight)
-    loop = inner_loops.look(target, kernel)
+    loop = inner_loop.look(target, kernel)
     assert loop.spills <= SPILLING.get((name, weight), 0)
     expected = MIX[name][weight == "coded"]
     if expected is None:
@@ -45,8 +47,8 @@ def test_inner_loops(name: str, weight: str) -> None:
     assert loop.fused + loop.products == n_fused
     assert loop.loads <= n_loads
     assert (loop.fused > 0) == (name not in ("x86-64-v2", "armv7"))
-    syntax = inner_loops.SYNTAX[target.arch]
-    body = inner_loops.inner_loop(inner_loops.assembly(target, kernel), syntax)
+    syntax = inner_loop.SYNTAX[target.arch]
+    body = inner_loop.inner_loop(inner_loop.assembly(target, kernel), syntax)
     work = [x for x in body if re.search(f"{syntax.fused}|{syntax.product}", x)]
     assert all(re.search(register, x) for x in work)
 
@@ -74,11 +76,11 @@ ret
 
 
 def test_the_innermost_loop_with_the_most_work_is_found() -> None:
-    syntax = inner_loops.SYNTAX["aarch64"]
+    syntax = inner_loop.SYNTAX["aarch64"]
     lines = LINES.split("\n")
-    assert len(inner_loops.inner_loop([x for x in lines if x], syntax)) == 3
+    assert len(inner_loop.inner_loop([x for x in lines if x], syntax)) == 3
     first = [x for x in lines[:9] if x]
-    body = inner_loops.inner_loop(first, syntax)
+    body = inner_loop.inner_loop(first, syntax)
     assert sum(bool(re.search(syntax.stack, x)) for x in body) == 1
     assert sum(bool(re.search(syntax.load, x)) for x in body) == 1
 
@@ -86,22 +88,48 @@ def test_the_innermost_loop_with_the_most_work_is_found() -> None:
 def test_a_block_that_is_too_large_spills() -> None:
     target = targets.get("aarch64")
     kernel = Product("dense", 7, (4,), 4)
-    assert inner_loops.look(target, kernel).spills > 0
+    assert inner_loop.look(target, kernel).spills > 0
 
 
 def test_estimates_are_of_one_round() -> None:
     if shutil.which("llvm-mca") is None:
         pytest.skip("needs llvm-mca (Debian: llvm)")
     target = targets.get("raspberry-pi-5")
-    one = inner_loops.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"])
-    four = inner_loops.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"] * 4)
+    one = inner_loop.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"])
+    four = inner_loop.estimate(target, ["fadd v0.4s, v0.4s, v1.4s"] * 4)
     assert one
     assert four
     assert 1 < one < 10
     assert four == pytest.approx(4 * one, rel=0.1)
-    assert inner_loops.estimate(target, ["no such instruction"]) is None
+    assert inner_loop.estimate(target, ["no such instruction"]) is None
 
 
 def test_unknown_targets_are_named() -> None:
     with pytest.raises(UnsupportedError, match="rasberry"):
         inner_loops.main(["--on", "rasberry-pi-5"])
+
+
+def test_kernels_are_known_by_their_names() -> None:
+    relu = ("Relu", ("arg", 0))
+    for kernel in (
+        Product("dense", 6, (4, 4), 4, 2),
+        Product("dense", 8, (1,), 4, batch=16),
+        Product("coded", 2, (4,), 8, 0, near=True, far=True),
+        Product("coded", 1, (7,), 16),
+    ):
+        assert inner_loop.kernel_of(kernel.name) == kernel
+        assert inner_loop.kernel_of(dataclasses.replace(kernel, epilogue=relu).name) == kernel
+    assert inner_loop.kernel_of("winograd_input_f32_m4_l4") is None
+
+
+def test_estimates_per_core() -> None:
+    if shutil.which(inner_loop.TOOL) is None:
+        pytest.skip("needs llvm-mca (Debian: llvm)")
+    target = targets.get("aarch64")
+    cores = inner_loop.CORES[target.arch]
+    found = inner_loop.look(target, Product("dense", 4, (4,), 4), cores)
+    wide, narrow = found.cycles["cortex-a76"], found.cycles["cortex-a55"]
+    assert wide is not None
+    assert narrow is not None
+    assert wide >= found.work / 2  # two vector pipes
+    assert narrow > wide

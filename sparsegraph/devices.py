@@ -1,0 +1,206 @@
+"""The inventory: devices in a TOML file, and how a command runs on one of them.
+
+    [defaults]                       # optional; what every device takes unless it says otherwise
+    timeout_s = 60
+
+    [devices.kitchen]
+    target = "raspberry-pi-5"
+    ssh = "pi@kitchen"               # keys and ports: ~/.ssh/config
+
+    [devices.phone]                  # any other way: two commands
+    push = ["adb", "push", "{files}", "{folder}"]
+    run = ["adb", "shell", "{command}"]
+    folder = "/data/local/tmp/sparsegraph"
+
+    [devices.emulated]               # without `push` the files stay here
+    run = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "{words}"]
+
+`{files}` and `{words}` stand for several words, `{command}` for one text that a shell reads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparsegraph.errors import UsageError, message
+from sparsegraph.targets.target import PACKAGES
+
+_CONNECT_S = 10
+_SSH = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}")
+_HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@:\[\]-]*"
+_FOLDER = r"[A-Za-z0-9_/][A-Za-z0-9_./-]*"
+
+Words = tuple[str, ...]
+
+
+class DeviceError(Exception):
+    """A command of a device failed; `found` and `fix` are parts of the error text."""
+
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.fix = fix
+
+
+class Device(BaseModel):
+    """One machine that measures.
+
+    Attributes:
+        target: what it is, as `sparsegraph targets` spells it; empty: whatever the bundle is for.
+        ssh: host of OpenSSH's `ssh` and `scp`; or
+        run, push: commands that run a program on it, and copy files to it.
+        folder: where the files go on the device.
+        timeout_s: of one command.
+        retries: further attempts after one that failed.
+        wait_s: before the first of them; each waits longer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    target: str = ""
+    ssh: Annotated[str, Field(pattern=rf"^({_HOST})?$")] = ""
+    run: Words = ()
+    push: Words = ()
+    folder: Annotated[str, Field(pattern=rf"^{_FOLDER}$")] = "sparsegraph-bench"
+    threads: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=1)] = 20
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0)] = 2
+    wait_s: Annotated[float, Field(ge=0)] = 1.0
+
+    @field_validator("run")
+    @classmethod
+    def _runs_something(cls, words: Words) -> Words:
+        if words and not ("{words}" in words or any("{command}" in w for w in words)):
+            raise ValueError("no word {words} or {command}")
+        return words
+
+    @field_validator("push")
+    @classmethod
+    def _pushes_something(cls, words: Words) -> Words:
+        if words and "{files}" not in words:
+            raise ValueError("no word {files}")
+        return words
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Device:
+        if bool(self.ssh) == bool(self.run):
+            raise ValueError("need either ssh or run")
+        if self.ssh and self.push:
+            raise ValueError("ssh brings its own push")
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """True if files stay where they are, as for an emulator."""
+        return not self.ssh and not self.push
+
+    def copying(self, files: Sequence[Path]) -> list[Words]:
+        """The commands that bring `files` to the device."""
+        if self.is_here:
+            return []
+        names = [str(f) for f in files]
+        if self.ssh:
+            to = f"{self.ssh}:{self.folder}/"
+            return [self.command("mkdir", "-p", self.folder), ("scp", "-q", *_SSH, *names, to)]
+        return [tuple(_filled(self.push, "{files}", names, {"{folder}": self.folder}))]
+
+    def command(self, *words: str) -> Words:
+        """The command that runs `words` on the device."""
+        if self.ssh:  # what is stopped here would go on there
+            limited = ("timeout", str(math.ceil(self.timeout_s)), *words)
+            return ("ssh", *_SSH, self.ssh, shlex.join(limited))
+        text = shlex.join(words)
+        return tuple(_filled(self.run, "{words}", words, {"{command}": text}))
+
+    def execute(self, command: Sequence[str]) -> str:
+        """What the command prints.
+
+        Raises:
+            DeviceError: it is missing, fails, or takes longer than `timeout_s`.
+        """
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, errors="replace", start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            package = PACKAGES.get(command[0], "")
+            fix = f"install the Debian package {package}" if package else "install it, or name it"
+            found = f"{command[0]}: {error.strerror}"
+            raise DeviceError(found, f"{fix} in [devices.{self.name}]") from error
+        try:
+            out, err = process.communicate(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            fix = f"raise timeout_s of [devices.{self.name}], or {self._trial()}"
+            raise DeviceError(f"no answer within {self.timeout_s:g} s", fix) from error
+        if process.returncode:
+            said = (err.strip() or out.strip() or "nothing").splitlines()[-1][-300:]
+            raise DeviceError(f"exit code {process.returncode}: {said}", self._trial())
+        return out
+
+    def _trial(self) -> str:
+        return f"try `{shlex.join(self.command('true'))}` by hand"
+
+
+def _filled(
+    template: Sequence[str], many: str, words: Sequence[str], texts: Mapping[str, str]
+) -> list[str]:
+    """The template with the word `many` replaced by `words`, and `texts` within words."""
+    out: list[str] = []
+    for word in template:
+        if word == many:
+            out += words
+            continue
+        for name, text in texts.items():
+            word = word.replace(name, text)
+        out.append(word)
+    return out
+
+
+def read(path: Path) -> list[Device]:
+    """The devices of an inventory, in the order of the file.
+
+    Raises:
+        UsageError: it cannot be read, or a device is not described as above; names the device.
+    """
+    form = 'write [devices.NAME] with ssh = "HOST" or run = [...]'
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise UsageError(message("inventory", str(path), found, "a TOML file", form)) from error
+    defaults, tables = data.pop("defaults", {}), data.pop("devices", {})
+    if data or not tables or not isinstance(tables, dict) or not isinstance(defaults, dict):
+        found = f"[{next(iter(data))}]" if data else "no devices"
+        raise UsageError(message("inventory", str(path), found, "tables of devices", form))
+    return [_device(name, defaults, table) for name, table in tables.items()]
+
+
+def _device(name: str, defaults: dict[str, Any], table: object) -> Device:
+    fix = "write it as `sparsegraph bench --help` says"
+    if not isinstance(table, dict):
+        raise UsageError(message("device", name, repr(table), "a table", fix))
+    try:
+        return Device(**{**defaults, **table, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the table"
+        found = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        fix = f"correct [devices.{name}]"
+        raise UsageError(message("device", name, found, "a device", fix)) from error
+    except TypeError as error:
+        raise UsageError(message("device", name, str(error), "a device", fix)) from error

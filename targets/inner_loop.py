@@ -1,0 +1,217 @@
+"""The inner loop of a product kernel: instruction mix, spills, and estimated throughput.
+
+Reads the assembly that LLVM emits for a target, takes the innermost loop with the most
+multiply-adds, and counts. Where llvm-mca is installed (Debian: llvm) and knows the processor, it
+estimates the cycles of one round: a model of the core with perfect caches, not a measurement.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsegraph.targets import emit
+from sparsegraph.targets.kernel import prim_func
+from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.target import Target
+
+TOOL = "llvm-mca"
+CORES = {  # of each machine family, cores that stand for its machines
+    "x86_64": ("haswell", "znver3"),
+    "aarch64": ("cortex-a76", "neoverse-n2", "cortex-a55"),
+    "riscv64": ("sifive-u74",),
+}
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """How a machine family writes what is counted: regular expressions over one instruction.
+
+    Attributes:
+        comment: what starts a comment.
+        branch: a jump to a label, which is the first group.
+        fused: multiply-adds of a whole vector; `product` where it has none.
+        load: loads of vectors, those inside of other instructions too.
+        stack: an access to the stack.
+        vector: a vector register.
+    """
+
+    comment: str
+    branch: str
+    fused: str
+    product: str
+    load: str
+    stack: str
+    vector: str
+
+
+_X86 = Syntax(
+    comment="#",
+    branch=r"^j\w+\s+(\.\w+)",
+    fused=r"^vfn?madd\d+ps",
+    product=r"^v?mulps",
+    load=r"^v?mov[au]ps\s[^,]*\(.*, %|^v(broadcastss|f\w+ps)\s.*\(",
+    stack=r"\(%rsp[,)]",
+    vector=r"%[xyz]mm\d+",
+)
+_A64 = Syntax(
+    comment="//",
+    branch=r"^(?:b\.?\w*|cbn?z|tbn?z)\s+(?:\w+, )?(?:#\d+, )?(\.\w+)$",
+    fused=r"^fml[as]|^fmad",
+    product=r"^fmul",
+    load=r"^(ldr\s+q|ldp\s+q|ld1\w*\s)",
+    stack=r"\[sp|^(ldr|str) z",
+    vector=r"\b[vzq]\d+\b",
+)
+_A32 = Syntax(
+    comment="@",
+    branch=r"^b\w*\s+(\.\w+)|^le\s+lr, (\.\w+)",
+    fused=r"^v(fma|mla)\w*\.f32",
+    product=r"^vmul\.f32",
+    load=r"^(vld1|vldr|vldmia)",
+    stack=r"\[sp",
+    vector=r"\b[qds]\d+\b",
+)
+_RISCV = Syntax(
+    comment="#",
+    branch=r"^b\w+\s+(?:\w+, )*(\.\w+)$",
+    fused=r"^(vfmacc\.v[fv]|vfmadd\.v[fv]|fmadd\.s)",
+    product=r"^(vfmul\.v|fmul\.s)",
+    load=r"^(vle32|flw)",
+    stack=r"\(sp\)",
+    vector=r"\bv\d+\b|\bf[tsa]\d+\b",
+)
+_PTX = Syntax(
+    comment="//",
+    branch=r"^(?:@!?%p\d+ )?bra(?:\.uni)?\s+(\$\w+);",
+    fused=r"^fma\.rn\.f32",
+    product=r"^mul\.rn\.f32",
+    load=r"^ld\.global",
+    stack=r"\.local|__local_depot",
+    vector=r"%[rf]\d+",
+)
+_NAME = re.compile(  # as `Product.name` writes it
+    r"(?:spmm|gemm)_f32_(dense|coded)_r(\d+)_v([\dx]+)_l(\d+)(?:_gather(\d))?(?:_b(\d+))?"
+    r"((?:_near|_far)*)"
+)
+SYNTAX = {
+    "x86_64": _X86, "aarch64": _A64, "armv7l": _A32, "riscv64": _RISCV, "armv7e-m": _A32,
+    "armv8.1-m.main": _A32, "nvptx64": _PTX,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The innermost loop of a kernel.
+
+    Attributes:
+        fused: multiply-adds of vectors, in one round.
+        products: multiplications that are not fused.
+        spills: accesses to the stack.
+        registers: distinct vector registers.
+        cycles: estimates of llvm-mca for one round, by core; None without one.
+    """
+
+    target: str
+    kernel: str
+    instructions: int
+    fused: int
+    products: int
+    loads: int
+    spills: int
+    registers: int
+    cycles: dict[str, float | None]
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of vectors in one round."""
+        return self.fused or self.products
+
+
+def assembly(target: Target, kernel: Product) -> list[str]:
+    """Labels and instructions of the kernel, without directives and comments."""
+    text = emit.assembly({kernel.name: prim_func(kernel, target)}, target)
+    comment = SYNTAX[target.arch].comment
+    lines = [" ".join(line.partition(comment)[0].split()) for line in text.splitlines()]
+    return [x for x in lines if x and (x.endswith(":") or not x.startswith("."))]
+
+
+def inner_loop(lines: Sequence[str], syntax: Syntax) -> list[str]:
+    """Instructions of the innermost loop with the most multiply-adds."""
+    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+    loops = []
+    for i, line in enumerate(lines):
+        if found := re.search(syntax.branch, line):
+            start = labels.get(next(g for g in found.groups() if g), i + 1)
+            if start <= i:
+                loops.append((start, i + 1))
+    innermost = [
+        a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)
+    ]
+    bodies = [[x for x in lines[a:b] if not x.endswith(":")] for a, b in innermost]
+    pattern = f"{syntax.fused}|{syntax.product}"
+    return max(bodies, key=lambda body: _count(body, pattern))
+
+
+def _count(body: Sequence[str], pattern: str) -> int:
+    return sum(bool(re.search(pattern, line)) for line in body)
+
+
+def kernel_of(name: str) -> Product | None:
+    """The product kernel of this name, without its epilogue; None for any other kernel."""
+    found = _NAME.match(name)
+    if found is None:
+        return None
+    weight, group, split, lanes, step, batch, tail = found.groups()
+    return Product(
+        weight,
+        int(group),
+        tuple(map(int, split.split("x"))),
+        int(lanes),
+        None if step is None else int(step),
+        batch=int(batch or 1),
+        near="_near" in tail,
+        far="_far" in tail,
+    )
+
+
+def look(target: Target, kernel: Product, cores: Sequence[str] = ()) -> Loop:
+    """Count what the kernel's innermost loop is made of; estimate it on `cores`."""
+    syntax = SYNTAX[target.arch]
+    body = inner_loop(assembly(target, kernel), syntax)
+    return Loop(
+        target=str(target),
+        kernel=kernel.name,
+        instructions=len(body),
+        fused=_count(body, syntax.fused),
+        products=_count(body, syntax.product),
+        loads=_count(body, syntax.load),
+        spills=_count(body, syntax.stack),
+        registers=len({r for line in body for r in re.findall(syntax.vector, line)}),
+        cycles={core: estimate(target, body, core) for core in cores},
+    )
+
+
+def estimate(
+    target: Target, body: Sequence[str], core: str = "", rounds: int = 100
+) -> float | None:
+    """Cycles of one round as llvm-mca models the core, the target's own by default.
+
+    None where the tool is missing, or does not know the core or an instruction.
+    """
+    tool = shutil.which(TOOL)
+    if tool is None:
+        return None
+    command = [
+        tool,
+        f"-mtriple={target.triple}",
+        f"-mcpu={core or target.cpu}",
+        f"-iterations={rounds}",
+    ]
+    features = [f"+{f}" for f in target.code_features]
+    command += [f"-mattr={','.join(features)}"] if features else []
+    text = "\n".join(re.sub(r"\.L\w+", "0", line) for line in body)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    found = re.search(r"^Total Cycles:\s+(\d+)", done.stdout, re.MULTILINE)
+    return int(found[1]) / rounds if found else None
