@@ -136,6 +136,10 @@ def compile(
     report = progress or _silent
     machines = codes(target) if isinstance(target, str) else [target]
     machine = machines[-1]
+    if machine.output == "ptx":
+        found, need = "kernels that nothing launches yet", "a machine that runs whole models"
+        fix = "compile for a CPU; `sparsegraph.targets.emit.assembly` gives the kernels' PTX"
+        raise UnsupportedError(message("target", str(machine), found, need, fix))
     is_here = runs_here(machine)
     several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
     fallback = fallback and len(machines) == 1

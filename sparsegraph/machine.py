@@ -64,8 +64,8 @@ def targets() -> list[TargetRow]:
 
 
 def _linker(target: Target) -> str:
-    """What links for the target here, or nothing; C source needs no linker."""
-    if target.output == "c":
+    """What links for the target here, or nothing; C source and PTX need no linker."""
+    if target.output in ("c", "ptx"):
         return "none needed"
     if target.output == "wasm":
         return target.linker[0] if all(map(shutil.which, target.linker)) else ""

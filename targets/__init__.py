@@ -5,12 +5,12 @@ import itertools
 import platform
 from pathlib import Path
 
-from sparsegraph.targets import aarch64, arm, cortex_m, riscv, source, wasm, x86
+from sparsegraph.targets import aarch64, arm, cortex_m, cuda, riscv, source, wasm, x86
 from sparsegraph.targets.target import Target, parse
 
 from sparsegraph.errors import UnsupportedError, message
 
-FAMILIES = (x86, aarch64, arm, riscv, cortex_m, wasm, source)
+FAMILIES = (x86, aarch64, arm, riscv, cortex_m, wasm, source, cuda)
 KNOWN: dict[str, Target] = {t.name: t for family in FAMILIES for t in family.TARGETS}
 
 

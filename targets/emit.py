@@ -8,7 +8,7 @@ Pass order: facts of TVM 0.27 (no packed calls, no runtime symbols but those of 
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,6 +222,15 @@ class _When:
         self.outer.__exit__(*exc)
 
 
+def gpu_thread() -> Expr:
+    """Number of this GPU thread in its launch."""
+    block, size, thread = (
+        T.call_llvm_pure_intrin("int32", f"llvm.nvvm.read.ptx.sreg.{name}.x")
+        for name in ("ctaid", "ntid", "tid")
+    )
+    return bind(block * size + thread)
+
+
 # ---------------------------------------------------------------- code generation
 
 
@@ -268,7 +277,22 @@ def compile_module(functions: dict[str, Any], target: Target) -> Any:
     with llvm, tvm.transform.PassContext(opt_level=3):
         module = tvm.tirx.transform.LowerIntrin()(module)
         built = tvm.get_global_func("target.build.llvm")(module, llvm)
-    return built if target.sve_bits == 0 else _with_sve_length(built, target.sve_bits)
+    if target.sve_bits:
+        return _with_sve_length(built, target.sve_bits)
+    return _with_entries(built, functions) if target.output == "ptx" else built
+
+
+def _with_entries(module: Any, names: Iterable[str]) -> Any:
+    """The LLVM module with the functions `names` as kernels that a host can launch."""
+    text = str(module.inspect_source("ll"))
+    for name in names:
+        text, n = re.subn(rf"^define [^@]*void @{name}\(", _entry(name), text, flags=re.MULTILINE)
+        assert n == 1, f"{name} is defined {n} times"
+    return _reloaded(text)
+
+
+def _entry(name: str) -> str:
+    return f"define ptx_kernel void @{name}("
 
 
 def _with_sve_length(module: Any, bits: int) -> Any:
@@ -284,6 +308,11 @@ def _with_sve_length(module: Any, bits: int) -> Any:
         str(module.inspect_source("ll")),
     )
     assert n, "TVM declared no SVE length"
+    return _reloaded(text)
+
+
+def _reloaded(text: str) -> Any:
+    """The module of LLVM's text form."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.ll")
         path.write_text(text)

@@ -30,4 +30,18 @@ class Kernel(Protocol):
 
 def prim_func(kernel: Kernel, target: Target, symbol: str | None = None) -> Any:
     """The TVM function of one kernel on one target, under its own name or as `symbol`."""
-    return emit.build(symbol or kernel.name, kernel.params, kernel.body(target))
+    body = kernel.body(target)
+    if target.output == "ptx":
+        body = _one_item(body)
+    return emit.build(symbol or kernel.name, kernel.params, body)
+
+
+def _one_item(body: Any) -> Any:
+    """The body for one item of the range, that of the GPU thread."""
+
+    def of_thread(begin: emit.Expr, end: emit.Expr, **args: emit.Expr) -> None:
+        item = emit.bind(begin + emit.gpu_thread())
+        with emit.when(item < end):
+            body(begin=item, end=item + 1, **args)
+
+    return of_thread
