@@ -8,7 +8,7 @@ their code also runs, with the same results, on registers longer than declared.
 
 import dataclasses
 
-from sparsegraph.targets.target import Feature, Target
+from sparsegraph.targets.target import WIDE_TILES, Feature, Target
 
 FEATURES = (
     Feature("neon", word="asimd"),
@@ -24,7 +24,7 @@ NEON = Target(
     name="aarch64",
     arch="aarch64",
     triple="aarch64-linux-gnu",
-    cpu="cortex-a72",  # of the ARMv8.0 cores the one with the best scheduling model
+    cpu="generic",  # scheduled for a named core, LLVM spills in dense products that gather
     features=("neon",),
     lanes=4,
     n_registers=32,
@@ -33,6 +33,7 @@ NEON = Target(
     linker=("aarch64-linux-gnu-gcc",),
     emulator=("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"),
     known_features=FEATURES,
+    tile_vectors=WIDE_TILES,
 )
 SVE_BITS = (256, 512)  # register lengths that targets declare, as features `sve256b`, `sve512b`
 _V82 = ("neon", "dotprod", "fullfp16")

@@ -6,7 +6,7 @@ the vector length to its own lanes.
 
 import dataclasses
 
-from sparsegraph.targets.target import Feature, Target
+from sparsegraph.targets.target import NARROW_TILES, WIDE_TILES, Feature, Target
 
 FEATURES = (
     Feature("v", ("zvl128b",)),
@@ -29,6 +29,7 @@ GC = Target(
     emulator=("qemu-riscv64", "-cpu", "rv64", *_SYSTEM),
     code_features=("m", "a", "f", "d", "c"),
     abi="lp64d",
+    tile_vectors=WIDE_TILES,
 )
 
 
@@ -40,6 +41,7 @@ def _vector(name: str, bits: int) -> Target:
         name=name,
         features=features,
         lanes=bits // 32,
+        tile_vectors=NARROW_TILES,
         emulator=("qemu-riscv64", "-cpu", cpu, *_SYSTEM),
         code_features=(*GC.code_features, *features),
         known_features=FEATURES,

@@ -4,7 +4,7 @@
 last bits between machines; Node 20 wants `--experimental-wasm-relaxed-simd`.
 """
 
-from sparsegraph.targets.target import Feature, Target
+from sparsegraph.targets.target import WIDE_TILES, Feature, Target
 
 SIMD = Target(
     name="wasm",
@@ -21,6 +21,7 @@ SIMD = Target(
     code_features=("simd128",),
     known_features=(Feature("simd128"), Feature("relaxed-simd", ("simd128",))),
     output="wasm",
+    tile_vectors=WIDE_TILES,
 )
 
 TARGETS = [SIMD]
