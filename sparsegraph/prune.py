@@ -14,11 +14,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.budget.allocate import ALLOCATIONS, UNIFORM
+from sparsegraph.batch_norm import reestimate
+from sparsegraph.budget import forward
+from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
 from sparsegraph.criteria.structure import Structure
 from sparsegraph.errors import UsageError, message
+from sparsegraph.gradients import Gradient
 from sparsegraph.layers import Layer, weighted
 from sparsegraph.masks import Masks, apply, check_masks
+from sparsegraph.permute import permute
+from sparsegraph.probe import slopes
 from sparsegraph.recipe import MASKS, Recipe, impossible, select
 from sparsegraph.solve import Solved, solve
 from sparsegraph.sparsity import WeightPattern, analyze
@@ -66,6 +71,7 @@ def prune(
     *,
     masks: Masks | None = None,
     densities: Mapping[str, float] | None = None,
+    gradients: Mapping[str, Gradient] | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Prune a copy of `model`; the given one is not changed (unpruned tensors are shared).
@@ -76,6 +82,8 @@ def prune(
         masks: boolean arrays (True stays) by weight name, for the recipe `masks`; see `read_masks`.
         densities: share of non-zeros by layer (node) name, in place of the recipe's; a layer with
             density 1 is left alone.
+        gradients: by weight name, for `taylor` and `fisher`; see `sparsegraph.gradients`. Without
+            them `fisher` estimates from runs of the model.
         progress: `progress(done, total, layer)` is called after each layer.
 
     Zeros are exact and existing zeros stay; the same inputs and seed give the same weights.
@@ -91,8 +99,12 @@ def prune(
         found = "no masks" if masks is None else "masks"
         need, fix = "masks exactly for the recipe masks", "pass masks= or another recipe"
         raise UsageError(message("recipe", str(recipe), found, need, fix))
+    if recipe.permute:
+        model = permute(model, recipe.structure.n, recipe.structure.m, feeds).model
     job = _Job(model, model.clone(), recipe, feeds, progress)
-    return job.with_masks(masks) if masks is not None else job.with_criterion(densities)
+    if masks is not None:
+        return job.with_masks(masks)
+    return job.with_criterion(densities, gradients)
 
 
 def structures(
@@ -132,17 +144,32 @@ class _Job:
     feeds: Sequence[Feed]
     progress: Progress | None
 
-    def with_criterion(self, densities: Mapping[str, float] | None) -> Pruned:
+    def with_criterion(
+        self, densities: Mapping[str, float] | None, gradients: Mapping[str, Gradient] | None
+    ) -> Pruned:
         chosen, skipped = select(self.copy, self.recipe)
+        if densities is None and self.recipe.allocate == FORWARD:
+            densities = self._forward(chosen)
         wanted = structures(self.recipe, chosen, densities)
         full = [layer for layer in chosen if wanted[layer.name].target == 0 and densities]
         skipped += [(layer.name, "its budget is full density") for layer in full]
         chosen = [layer for layer in chosen if layer not in full]
+        known = slopes(self.model, self.recipe, chosen, self.feeds, gradients)
         rows = []
         for layer, measured in self._measured(chosen):
-            solved = solve(layer, self.recipe, wanted[layer.name], measured)
+            slope = known.get(layer.name)
+            solved = solve(layer, self.recipe, wanted[layer.name], measured, slope=slope)
             rows.append(self._store(layer, solved))
             self._report(len(rows), len(chosen), layer.name)
+        return self._done(rows, skipped)
+
+    def _forward(self, chosen: Sequence[Layer]) -> dict[str, float]:
+        share, floor, seed = self.recipe.structure.sparsity, self.recipe.floor, self.recipe.seed
+        return forward.densities(self.model, chosen, self.feeds, share, floor, seed)
+
+    def _done(self, rows: Sequence[PrunedLayer], skipped: Sequence[tuple[str, str]]) -> Pruned:
+        if self.recipe.batch_norm:
+            reestimate(self.model, self.copy, self.feeds)
         return Pruned(self.copy, tuple(rows), tuple(skipped))
 
     def with_masks(self, masks: Masks) -> Pruned:
@@ -160,7 +187,7 @@ class _Job:
             rows.append(self._store(layer, solved))
             self._report(len(rows), len(masks), layer.name)
         others = [x.name for x in layers if x.value.name not in masks]
-        return Pruned(self.copy, tuple(rows), tuple((name, "no mask given") for name in others))
+        return self._done(rows, [(name, "no mask given") for name in others])
 
     def _measured(self, chosen: Sequence[Layer]) -> Iterator[tuple[Layer, Measured | None]]:
         if not self.feeds:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sparsegraph.budget.allocate import ALLOCATIONS, UNIFORM
+from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
 from sparsegraph.criteria.structure import INPUTS, OUTPUTS, Structure
-from sparsegraph.criteria.table import CRITERIA, NOTHING, Criterion
+from sparsegraph.criteria.table import CRITERIA, GRADIENTS, NOTHING, SENSITIVITY, Criterion
 from sparsegraph.errors import UsageError, message
 from sparsegraph.layers import Layer, weighted
 
 MASKS = "masks"  # no criterion: masks come from outside
 _SHORT = {"lamp": ("magnitude", "lamp")}  # name -> criterion, allocation
 METHODS = (*CRITERIA, *_SHORT, MASKS)
-_FORM = "method:0.7, method:2:4, method:0.7:8x1 or masks, then ,key=value"
+_FORM = "method:0.7, method:2:4, method:0.7:8x1, method:0.5:channels or masks, then ,key=value"
 _AMOUNT = re.compile(
-    r"(?:(?P<n>\d+):(?P<m>\d+)|(?P<share>\d*\.?\d+))(?::(?P<rows>\d+)x(?P<columns>\d+))?"
+    r"(?:(?P<n>\d+):(?P<m>\d+)|(?P<share>\d*\.?\d+))"
+    r"(?::(?:(?P<rows>\d+)x(?P<columns>\d+)|(?P<channels>channels)))?"
 )
 _LEAST_COLUMNS = 16  # depthwise kernels and the like: nothing to choose from, nothing to gain
 _IMAGE_CHANNELS = 4  # a convolution that reads at most these is the stem: cheap and sensitive
@@ -33,8 +34,9 @@ class Recipe:
     all). `mask` names the model input whose zeros mark padding that calibration leaves out.
     `compensate` lets a layer whose kept weights move aim at the original model's outputs; it needs
     `sequential`. `swap` and `refit` improve mask and values afterwards. `allocate` spreads the
-    share of zeros over layers, leaving each at least the share `floor` of its weights. `seed` is
-    for random masks.
+    share of zeros over layers, leaving each at least the share `floor` of its weights. `permute`
+    reorders inner channels first, so that N:M groups keep more; `batch_norm` corrects the batch
+    norms in the end. `seed` is for random masks and probes.
     """
 
     method: str
@@ -46,6 +48,8 @@ class Recipe:
     correct_bias: bool = True
     swap: bool = False
     refit: bool = False
+    permute: bool = False
+    batch_norm: bool = False
     allocate: str = UNIFORM
     floor: float = 0.05
     seed: int = 0
@@ -59,7 +63,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         needs = NOTHING if self.criterion is None else self.criterion.needs
-        return needs != NOTHING or self.swap or self.refit
+        is_measured = needs not in (NOTHING, GRADIENTS, SENSITIVITY)
+        return is_measured or self.swap or self.refit or self.batch_norm
 
     @property
     def moves_weights(self) -> bool:
@@ -80,8 +85,9 @@ class Recipe:
         """Read `admm:0.7`, `sparsegpt:2:4`, `wanda:0.8:8x1,ignore=head,sequential=no`, `masks`.
 
         `2:4` keeps 2 of 4 neighbouring inputs (of 4 outputs with `axis=outputs`), `8x1` lets 8
-        outputs share their inputs, `4x4` makes blocks. Options are the fields above and `axis`;
-        flags take yes or no. Raises UsageError naming the part that is wrong.
+        outputs share their inputs, `4x4` makes blocks, `channels` takes whole input channels.
+        Options are the fields above and `axis`; flags take yes or no. Raises UsageError naming the
+        part that is wrong.
         """
         head, *options = text.split(",")
         method, _, amount = head.strip().partition(":")
@@ -105,6 +111,8 @@ class Recipe:
             correct_bias=fields.get("correct_bias", "yes") == "yes",
             swap=fields.get("swap", "no") == "yes",
             refit=fields.get("refit", "no") == "yes",
+            permute=fields.get("permute", "no") == "yes",
+            batch_norm=fields.get("batch_norm", "no") == "yes",
             allocate=fields.get("allocate", allocation),
             floor=float(fields.get("floor", "0.05")),
             seed=int(fields.get("seed", "0")),
@@ -115,14 +123,15 @@ class Recipe:
 
     def __str__(self) -> str:
         head = self.method if self.method == MASKS else f"{self.method}:{self.structure}"
-        extras = [f"{flag}=yes" for flag in ("swap", "refit") if getattr(self, flag)]
+        extras = [f"{flag}=yes" for flag in _EXTRAS if getattr(self, flag)]
         extras += [f"allocate={self.allocate}"] if self.allocate != UNIFORM else []
         return ",".join([head, *extras])
 
 
-_FLAGS = ("sequential", "compensate", "correct_bias", "swap", "refit")
+_EXTRAS = ("swap", "refit", "permute", "batch_norm")
+_FLAGS = ("sequential", "compensate", "correct_bias", *_EXTRAS)
 _EXPRESSIONS = ("layers", "ignore")
-_CHOICES = {"allocate": tuple(ALLOCATIONS), "axis": (INPUTS, OUTPUTS)} | {
+_CHOICES = {"allocate": (*ALLOCATIONS, FORWARD), "axis": (INPUTS, OUTPUTS)} | {
     flag: ("yes", "no") for flag in _FLAGS
 }
 _NUMBERS = {"floor": (r"0?\.\d+|0", "a share below 1"), "seed": (r"\d+", "a whole number")}
@@ -169,7 +178,8 @@ def _structure(text: str, method: str, amount: str, axis: str) -> Structure:
         raise UsageError(message("recipe", text, share, "0 <= share < 1", "write 0.7 for 70 %"))
     if min(rows, columns) < 1:
         raise UsageError(message("recipe", text, f"{rows}x{columns}", "at least 1x1", "write 8x1"))
-    return Structure(share, n, m, rows, columns, CRITERIA[method].per_row, axis)
+    per_row = CRITERIA[method].per_row
+    return Structure(share, n, m, rows, columns, per_row, axis, match["channels"] is not None)
 
 
 def _check(text: str, recipe: Recipe) -> None:
@@ -180,6 +190,9 @@ def _check(text: str, recipe: Recipe) -> None:
     if recipe.allocate != UNIFORM and (recipe.structure.m or recipe.method == MASKS):
         found, fix = f"allocate={recipe.allocate} with a fixed density", "drop one of them"
         raise UsageError(message("recipe", text, found, "a share of zeros", fix))
+    if recipe.permute and (not recipe.structure.m or recipe.structure.axis == OUTPUTS):
+        fix = "write for instance admm:2:4,permute=yes"
+        raise UsageError(message("recipe", text, "permute=yes", "N:M along inputs", fix))
     if recipe.swap and recipe.method == MASKS:
         need, fix = "masks as they are", "drop swap=yes"
         raise UsageError(message("recipe", text, "swap=yes with masks", need, fix))

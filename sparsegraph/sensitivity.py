@@ -15,6 +15,7 @@ from sparsegraph.criteria.structure import Structure
 from sparsegraph.divergence import Divergence
 from sparsegraph.errors import UsageError, message
 from sparsegraph.layers import Layer
+from sparsegraph.probe import slopes
 from sparsegraph.recipe import Recipe, select
 from sparsegraph.solve import Solved, solve
 from sparsegraph.walk import Measured, Walk
@@ -51,10 +52,13 @@ def scan(
     the outputs on the first 8 feeds. Raises UsageError without feeds.
     """
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    alone = Alone(model, recipe, list(calibration), loss)
+    feeds = list(calibration)
+    alone = Alone(model, recipe, feeds, loss)
+    known = slopes(model, recipe, select(model, recipe)[0], feeds, None)
     rows = []
     for layer, measured in alone:
-        solved = solve(layer, recipe, recipe.structure, measured)
+        slope = known.get(layer.name)
+        solved = solve(layer, recipe, recipe.structure, measured, slope=slope)
         shape = tuple(layer.array().shape)
         found = alone.loss(layer, solved)
         rows.append(LayerDrop(layer.name, shape, recipe.structure, solved.error, found))

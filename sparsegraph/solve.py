@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sparsegraph.criteria.known import Known, output_error
 from sparsegraph.criteria.structure import Structure
 from sparsegraph.criteria.table import CRITERIA, SECOND_MOMENTS
 from sparsegraph.layers import Layer
+from sparsegraph.probe import Slope
 from sparsegraph.recipe import Recipe
 from sparsegraph.walk import Measured
 
@@ -44,13 +45,16 @@ def solve(
     structure: Structure,
     measured: Measured | None = None,
     mask: Array | None = None,
+    slope: Slope | None = None,
 ) -> Solved:
     """Prune a layer without storing it. `mask` (stored shape, True stays) replaces the criterion.
 
     `measured` may be None if the recipe needs no calibration. An input that is too wide for second
     moments falls back to Wanda, without repairs but the bias, and says so.
     """
-    weight, order = layer.product().astype(np.float64), _column_order(layer, structure)
+    weight = layer.product().astype(np.float64)
+    n_taps = layer.matrix()[0, 0].size if layer.node.op_type == "Conv" else 1
+    structure, order = structure.of(weight.shape[1], n_taps), _column_order(layer, structure)
     keep = None if mask is None else layer.product(mask)
     is_wide = measured is not None and measured.now.second is None
     method = recipe.method
@@ -62,7 +66,7 @@ def solve(
         _Matrix(
             w[:, order],
             None if keep is None else keep[i][:, order],
-            _Inputs.of(measured, i, order, (*seed, i), is_centred=corrects),
+            _Inputs.of(measured, i, order, (*seed, i), is_centred=corrects).sloped(slope, i, order),
         ).solve(method, recipe, structure)
         for i, w in enumerate(weight)
     ]
@@ -81,7 +85,7 @@ def solve(
 def _column_order(layer: Layer, structure: Structure) -> Array:
     """Order of columns in which groups count: inputs run fastest, kernel positions slowest."""
     columns = layer.product().shape[2]
-    if structure.run == 1 or layer.node.op_type != "Conv":
+    if structure.run == 1 or structure.channels or layer.node.op_type != "Conv":
         return np.arange(columns)
     return np.arange(columns).reshape(layer.matrix().shape[1], -1).T.ravel()
 
@@ -131,6 +135,17 @@ class _Inputs:
             drifted -= np.outer(drift_mean, off)
         known = Known(now.norm[group][order], second, seed)
         return _Inputs(known, mean, mean_before, cross, drift_mean, drifted)
+
+    def sloped(self, slope: Slope | None, group: int, order: Array) -> _Inputs:
+        """With gradients; those of outputs are spread over weights by the inputs' mean squares."""
+        if slope is None:
+            return self
+        mean = None if slope.mean is None else slope.mean[group][:, order]
+        if slope.outputs is not None and self.known.norm is not None:
+            fisher = slope.outputs[group][:, None] * np.square(self.known.norm)
+        else:
+            fisher = None if slope.square is None else slope.square[group][:, order]
+        return replace(self, known=replace(self.known, gradient=mean, fisher=fisher))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
 
+from sparsegraph.budget.forward import densities as forward_densities
+from sparsegraph.budget.forward import importance
 from sparsegraph.budget.knapsack import choose
 from sparsegraph.budget.plan import Budget, Plan, described, pareto, plan
 from sparsegraph.budget.search import knee, within_drop
 from sparsegraph.budget.table import LayerOptions, Option, Table, tabulate
 from sparsegraph.divergence import Divergence
 from sparsegraph.errors import BudgetError, UsageError
+from sparsegraph.layers import weighted
 from sparsegraph.prune import prune
 from sparsegraph.sensitivity import scan
 from tests.test_prune import change, convolutions, feeds, pictures
@@ -111,6 +114,31 @@ def encoder() -> ir.Model:
 
 def table(model: ir.Model, recipe: str = "admm:0.5", **options: object) -> Table:
     return tabulate(model, recipe, feeds(), target=V3, dense_ms=MS, **options)
+
+
+def test_forward_importance_finds_the_layer_that_counts() -> None:
+    """`head` times ten moves the outputs ten times as far as before; `up` hardly changes."""
+    model = encoder()
+    given = model.graph.initializers["head.weight"]
+    given.const_value = ir.tensor(given.const_value.numpy() * 10, name="head.weight")
+    up, down, head = importance(model, weighted(model), feeds(4))
+    assert head > 2 * max(up, down)
+    assert importance(model, weighted(model), feeds(4)) == [up, down, head]
+
+
+def test_forward_densities_spend_the_budget_within_limits() -> None:
+    model = encoder()
+    found = forward_densities(model, weighted(model), feeds(4), 0.7, 0.05)
+    sizes = {x.name: x.array().size for x in weighted(model)}
+    kept = sum(found[name] * n for name, n in sizes.items())
+    assert kept == pytest.approx(0.3 * sum(sizes.values()), rel=1e-6)
+    assert 0.2 - 1e-9 <= min(found.values()) < max(found.values()) <= 1
+    pruned = prune(model, "wanda:0.7,allocate=ecoflap", feeds())
+    assert pruned.density == pytest.approx(0.3, abs=0.01)
+    by_layer = {row.node: row.pattern.density for row in pruned.table}
+    assert by_layer == pytest.approx(found, abs=0.02)
+    with pytest.raises(UsageError, match="no feeds"):
+        prune(model, "magnitude:0.7,allocate=ecoflap")
 
 
 def test_a_table_of_a_model() -> None:

@@ -9,6 +9,7 @@ from sparsegraph.criteria.structure import Structure, keep_mask
 from sparsegraph.criteria.table import CRITERIA
 from sparsegraph.demo_model import onnx_runner
 from sparsegraph.errors import UsageError
+from sparsegraph.layers import weighted
 from sparsegraph.prune import prune
 from sparsegraph.recipe import Recipe
 
@@ -507,3 +508,19 @@ def test_groups_that_would_straddle_kernel_positions_are_declined() -> None:
     pruned = prune(convolutions(), "magnitude:0.5:4x1")
     reason = "outputs and kernel positions alternate: no groups of outputs"
     assert ("up", reason) in pruned.skipped
+
+
+@pytest.mark.parametrize("method", ["lasso", "wanda", "admm"])
+def test_whole_input_channels_go(method: str) -> None:
+    model = convolutions()
+    pruned = prune(model, f"{method}:0.5:channels", pictures(4, 0))
+    shares = {}
+    for layer in weighted(pruned.model):
+        if layer.name in {row.node for row in pruned.table}:
+            product = layer.product()
+            n_taps = layer.matrix()[0, 0].size if layer.node.op_type == "Conv" else 1
+            dead = (product == 0).all(axis=1).reshape(len(product), -1, n_taps)
+            assert (dead.all(axis=2) == dead.any(axis=2)).all()
+            shares[layer.name] = dead.all(axis=2).mean()
+    assert shares
+    assert all(share == pytest.approx(0.5, abs=0.1) for share in shares.values())

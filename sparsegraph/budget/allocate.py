@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 Rule = Callable[[Sequence[Array], float, float], list[float]]
 
 UNIFORM = "uniform"
+FORWARD = "ecoflap"  # needs runs of the model: `sparsegraph.budget.forward`
 
 
 def uniform(weights: Sequence[Array], share: float, floor: float) -> list[float]:
@@ -27,8 +28,13 @@ def erdos_renyi_kernel(weights: Sequence[Array], share: float, floor: float) -> 
 
     Erdos-Renyi-kernel: Evci et al. 2020 (arXiv:1911.11134), after Mocanu et al. 2018.
     """
+    raw = np.array([sum(w.shape) / w.size for w in weights])
+    return proportional(raw, weights, share, floor)
+
+
+def proportional(raw: Array, weights: Sequence[Array], share: float, floor: float) -> list[float]:
+    """Densities proportional to `raw` [layers], within [floor, 1]."""
     sizes = np.array([w.size for w in weights], dtype=np.float64)
-    raw = np.array([sum(w.shape) for w in weights]) / sizes
     density = np.zeros(len(weights))
     wanted = sizes.sum() * (1 - share)
     full, low = np.zeros(len(weights), dtype=bool), np.zeros(len(weights), dtype=bool)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from sparsegraph import targets
 from sparsegraph.bench import dense_node_ms
 from sparsegraph.calibrate import Feed
-from sparsegraph.criteria.table import NORMS, SECOND_MOMENTS
+from sparsegraph.criteria.table import NOTHING
 from sparsegraph.errors import UsageError, message
 from sparsegraph.inspect import always_dense, gain
 from sparsegraph.layers import Layer, weighted
@@ -118,9 +118,9 @@ def tabulate(
 
 def _quick(recipe: Recipe) -> Recipe:
     criterion = recipe.criterion
-    moves = criterion is not None and criterion.needs in (NORMS, SECOND_MOMENTS)
-    structure = replace(recipe.structure, per_row=recipe.structure.per_row or moves)
-    method = "wanda" if moves else recipe.method
+    measured = criterion is not None and criterion.needs != NOTHING
+    structure = replace(recipe.structure, per_row=recipe.structure.per_row or measured)
+    method = "wanda" if measured else recipe.method
     return replace(recipe, method=method, structure=structure, swap=False, refit=False)
 
 

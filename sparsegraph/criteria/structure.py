@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ class Structure:
 
     Blocks of `rows` outputs x `columns` inputs stay or go as one. Of these, either `m` > 0: `n` of
     every `m` neighbours along `axis` stay; or the share `sparsity` goes, counted per row of blocks
-    if `per_row`.
+    if `per_row`. With `channels`, a block is an input channel: all outputs and kernel positions.
     """
 
     sparsity: float = 0.0
@@ -28,6 +28,11 @@ class Structure:
     columns: int = 1
     per_row: bool = False
     axis: str = INPUTS
+    channels: bool = False
+
+    def of(self, out: int, n_taps: int) -> Structure:
+        """The structure with the size of a channel in a layer of `out` outputs."""
+        return replace(self, rows=out, columns=n_taps) if self.channels else self
 
     @property
     def target(self) -> float:
@@ -36,7 +41,7 @@ class Structure:
 
     @property
     def has_blocks(self) -> bool:
-        return self.rows > 1 or self.columns > 1
+        return self.rows > 1 or self.columns > 1 or self.channels
 
     @property
     def run(self) -> int:
@@ -50,7 +55,8 @@ class Structure:
 
     def __str__(self) -> str:
         amount = f"{self.n}:{self.m}" if self.m else f"{self.sparsity:g}"
-        text = f"{amount}:{self.rows}x{self.columns}" if self.has_blocks else amount
+        blocks = "channels" if self.channels else f"{self.rows}x{self.columns}"
+        text = f"{amount}:{blocks}" if self.has_blocks else amount
         return f"{text},axis={OUTPUTS}" if self.axis == OUTPUTS else text
 
 

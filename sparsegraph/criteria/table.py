@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsegraph.criteria import admm, magnitude, projected, random, sparsegpt, wanda
+from sparsegraph.criteria import (
+    admm,
+    fisher,
+    lasso,
+    magnitude,
+    projected,
+    random,
+    sparsegpt,
+    spectrum,
+    taylor,
+    wanda,
+)
 from sparsegraph.criteria.known import Array, Known
 from sparsegraph.criteria.structure import Structure
 
 NOTHING, NORMS, SECOND_MOMENTS = "nothing", "norms", "second moments"
+GRADIENTS, SENSITIVITY = "gradients", "gradients or probes"
 Prune = Callable[[Array, Known, Structure, Array | None], Array]
 
 
@@ -26,7 +38,7 @@ class Criterion:
 
     @property
     def moves_weights(self) -> bool:
-        """Whether kept weights change, so that another target than W makes sense."""
+        """Whether kept weights aim at an output, so that another target than W makes sense."""
         return self.needs == SECOND_MOMENTS
 
 
@@ -37,4 +49,8 @@ CRITERIA: dict[str, Criterion] = {
     "sparsegpt": Criterion(sparsegpt.prune, SECOND_MOMENTS, per_row=True),
     "admm": Criterion(admm.prune, SECOND_MOMENTS, per_row=True),
     "projected": Criterion(projected.prune, SECOND_MOMENTS, per_row=True),
+    "lasso": Criterion(lasso.prune, SECOND_MOMENTS, per_row=True),
+    "spectrum": Criterion(spectrum.prune),
+    "taylor": Criterion(taylor.prune, GRADIENTS),
+    "fisher": Criterion(fisher.prune, SENSITIVITY),
 }
