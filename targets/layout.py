@@ -100,3 +100,9 @@ def planar(images: int, features: int, points: int, axis: int, target: Target) -
     lines = -(-(-(-points // block) * block) // LINE)
     plane = (lines | 1) * LINE
     return FeatureMajor(images, features, points, block, features * plane, block, plane, axis)
+
+
+def planes(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:
+    """The caller's row-major planes, without padding: whole tiles if `block` divides `points`."""
+    block = point_block(points, target)
+    return FeatureMajor(images, features, points, block, features * points, block, points, axis)

@@ -19,7 +19,7 @@ from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Program, Ref, Step
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+from sparsegraph.targets.layout import FeatureMajor, blocked, planar, planes
 from sparsegraph.targets.target import Target
 
 if TYPE_CHECKING:
@@ -241,10 +241,20 @@ class Builder:
         ref = self.temporary(f"{name_of(value)}.part", 4 * layout.size)
         return Stored(ref, shape_of(value), "float32", layout)
 
-    def is_row_output(self, value: ir.Value, axis: int) -> bool:
-        """True if nobody but the caller reads the value, its features last."""
-        is_last = axis == len(shape_of(value)) - 1
-        return is_last and name_of(value) in self._outputs and not value.consumers()
+    def is_output(self, value: ir.Value) -> bool:
+        """True if nobody but the caller reads the value."""
+        return name_of(value) in self._outputs and not value.consumers()
+
+    def own_planes(self, value: ir.Value, axis: int) -> Stored | None:
+        """The caller's planes for an output that nothing else reads, if they hold whole tiles."""
+        if not self.is_output(value):
+            return None
+        shape = shape_of(value)
+        images, points = split_points(shape, axis)
+        fm = planes(images, shape[axis], points, axis, self.target)
+        if int(np.prod(shape[:axis], dtype=np.int64)) != images or points % fm.block:
+            return None
+        return replace(self.new_row(value), layout=fm)
 
     def keep(self, value: ir.Value, stored: Stored) -> Stored:
         """Remember where a value lies."""

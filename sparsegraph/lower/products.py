@@ -145,12 +145,16 @@ def emit_product(
     if len(region.operands) > 3:
         region = regions.Region(("arg", 0), (), (), result, ())
     nodes = [*nodes, *region.nodes]
-    if window is None and not region.operands and b.is_row_output(region.result, layout.axis):
+    is_last = layout.axis == len(shape_of(region.result)) - 1
+    if window is None and not region.operands and is_last and b.is_output(region.result):
         _product_to_rows(b, nodes, x, weight, bias, region, layout)
         return
 
     def make() -> None:
-        to = b.new_feature(region.result, layout)
+        to = None
+        if window is not None and window.is_pointwise:
+            to = b.own_planes(region.result, layout.axis)
+        to = to or b.new_feature(region.result, layout)
         step_product(b, nodes, x, weight, bias, to, window, region)
 
     if not expand.wait(b, nodes, x, weight, bias, region, window, make):

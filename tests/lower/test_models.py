@@ -6,8 +6,9 @@ from onnx import helper, numpy_helper
 
 import benchmarks.prune
 from benchmarks import real_models, zoo
-from sparsegraph import verify
+from sparsegraph import targets, verify
 from sparsegraph.compile import compile, load
+from sparsegraph.targets.layout import point_block
 
 MODELS = [
     ("resnet18", {"size": 64}),
@@ -89,6 +90,23 @@ def test_patches_become_features(stride: int, density: float) -> None:
     compiled = compile(proto, check=False, fallback=False)
     expected = verify.run_onnx(load(proto), {"x": x})
     assert verify.compare({"y": compiled.run(None, {"x": x})[0]}, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [8, 9, 12])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_pointwise_output_of_whole_tiles_is_written_where_the_caller_wants_it(
+    size: int, density: float
+) -> None:
+    proto = zoo.build("conv", batch=2, c_in=200, c_out=33, kernel=1, size=size)
+    proto = benchmarks.prune.magnitude(proto, density, layers=lambda _: True) or proto
+    compiled = compile(proto, check=False, keep_native=True)
+    feeds = zoo.feeds(proto)
+    kernels = [step.kernel for step in compiled.session.profile(feeds)]
+    is_whole = size * size % point_block(size * size, targets.native()) == 0
+    assert ("copy_f32_exact_result" in " ".join(kernels)) != is_whole
+    expected = verify.run_onnx(load(proto), feeds)
+    names = [o.name for o in compiled.session.get_outputs()]
+    assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-5
 
 
 def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
