@@ -2,7 +2,9 @@
 
     c = Conv(x, w, b); r = Relu(c); y = Conv(r, v)    with zero filters in w, or zero slices in v
         ->  the same two nodes with fewer channels     (constants move into the second bias, or
-                                                       where v is padded into one constant channel)
+                                                       where v is padded into one constant channel,
+                                                       or an Add of a map no larger than their
+                                                       weights)
     a = Add(x, branch)  with a branch that is always zero     ->  a = Add(x, {0})
 
 Axis positions are tied over the whole graph (`sparsegraph.structure`); a tied set goes when nothing

@@ -174,6 +174,10 @@ def shrink(
     through_norm: Annotated[
         bool, typer.Option(help="Also cut features under a layer norm; moves its statistics.")
     ] = False,
+    carry_mean: Annotated[
+        bool,
+        typer.Option(help="Cut those too, exactly: plain operators count removed ones as zeros."),
+    ] = False,
     inputs: Annotated[
         float | None,
         typer.Option(help="Share of input channels that each operator keeps for itself."),
@@ -198,7 +202,7 @@ def shrink(
         captured, options.keep(keep or ()), by, calibration=feeds,
         multiple=options.multiple(multiple),
         grouped="within" if within_groups else "whole", through_norm=through_norm,
-        inputs=inputs,
+        carry_mean=carry_mean, inputs=inputs,
     )  # fmt: skip
     output.write_model(to, done.model)
     if groups:
@@ -208,6 +212,59 @@ def shrink(
     screen.table(f"Groups of {model.name}, cut by {by}", columns, rows, done.summary())
     screen.say(f"wrote {to}")
     screen.json({**done.facts(), "groups": [asdict(r) for r in done.table]})
+
+
+@app.command()
+def family(
+    model: Model,
+    to: Annotated[Path, typer.Option("--output", "-o", help="A folder for the models.")],
+    member: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=SHARE of every group, or NAME=MASK.json, "
+            'which holds {"group": share or [units that stay]}; once per model.'
+        ),
+    ],
+    by: Annotated[
+        str, typer.Option(help="prefix (the first units stay), norm, scale or activation.")
+    ] = "prefix",
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+    ] = None,
+    groups: Annotated[
+        bool, typer.Option(help="Print every group, with the names that a mask uses.")
+    ] = False,
+    shape: Shape = None,
+    dim: Dim = None,
+    json: Json = None,
+) -> None:
+    """Write several sub-networks, by width or by mask, over one file of weights."""
+    from sparsegraph import graph
+    from sparsegraph.capture import load
+    from sparsegraph.family import WEIGHTS, read_keeps
+    from sparsegraph.family import family as run
+    from sparsegraph.shrink import prepare
+    from sparsegraph.structure.ties import Policy
+
+    screen = _screen(json)
+    keeps = read_keeps(member)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    sizes = {str(v.name): graph.static_shape(v) or () for v in captured.graph.inputs}
+    feeds = () if calibration is None else options.read_calibration(calibration, sizes)
+    if groups:
+        screen.say("\n\n".join(map(str, prepare(captured, Policy(), by, feeds).found)))
+    members = run(captured, keeps, to, by, calibration=feeds)
+    columns = ["model", "parameters", "million multiply-accumulates", "from the masked model"]
+    rows = [[m.file.name, m.parameters, m.macs / 1e6, m.error] for m in members]
+    size = (to / WEIGHTS).stat().st_size / 1e6
+    screen.table(f"Members of {model.name}, ranked by {by}", columns, rows)
+    screen.say(f"wrote {to}: {len(members)} models over {WEIGHTS}, {size:.1f} MB")
+    facts = [
+        {"name": m.name, "file": m.file.name, "parameters": m.parameters, "macs": m.macs,
+         "error_against_masked": m.error}
+        for m in members
+    ]  # fmt: skip
+    screen.json({"weights": WEIGHTS, "members": facts})
 
 
 @app.command()

@@ -7,6 +7,7 @@ parts are a Slice or Gather on a constant, which runtimes and our compiler fold 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,46 @@ class Member:
     parameters: int
     macs: int
     error: float | None
+
+
+def read_keeps(given: Sequence[str]) -> dict[str, float | dict[str, Keep]]:
+    """What each member keeps, from texts `NAME=SHARE` and `NAME=MASK.json`.
+
+    The file holds an object: a group's name, and the share or the indices of the units that stay;
+    groups that it does not name stay whole. Raises UsageError for anything else.
+    """
+    keeps: dict[str, float | dict[str, Keep]] = {}
+    for text in given:
+        name, _, what = text.partition("=")
+        if not name or not what or name in keeps:
+            fix = "write --member half=0.5 --member task=mask.json, each name once"
+            raise UsageError(message("--member", text, f"'{text}'", "NAME=SHARE or a mask", fix))
+        try:
+            keeps[name] = float(what)
+        except ValueError:
+            keeps[name] = _read_mask(text, Path(what))
+    return keeps
+
+
+def _read_mask(text: str, file: Path) -> dict[str, Keep]:
+    """Shares or indices by group."""
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            message("--member", text, found, "a number or a file", "fix it")
+        ) from error
+    if not isinstance(held, dict) or not all(_is_keep(one) for one in held.values()):
+        need = '{"group": 0.5, "other": [0, 2]}'
+        raise UsageError(message("--member", text, "another layout", need, f"change {file.name}"))
+    return held
+
+
+def _is_keep(value: object) -> bool:
+    if isinstance(value, list):
+        return all(type(one) is int for one in value)
+    return type(value) in (int, float)
 
 
 def family(

@@ -141,6 +141,7 @@ def shrink(
     multiple: Multiple = 1,
     grouped: Literal["whole", "within"] = "whole",
     through_norm: bool = False,
+    carry_mean: bool = False,
     inputs: float | None = None,
 ) -> Shrunk:
     """Keep a share of the units of every group, those with the highest scores of criterion `by`.
@@ -152,14 +153,19 @@ def shrink(
     where others need the rest, a Gather leaves them out, if that is measured to be faster.
     `through_norm` also cuts features that a norm runs over. In a mean of squares removed features
     count as zeros; a layer norm's mean and variance change, and then there is no masked model to
-    compare with. The model is optimised first, which already removes what is dead. Raises
-    UsageError for a wrong option and VerifyError when the shrunk model is not the masked one.
+    compare with. `carry_mean` cuts them as well, but plain operators that count the removed
+    features as zeros take the layer norm's place: exact, and slower per feature. The model is
+    optimised first, which already removes what is dead. Raises UsageError for a wrong option and
+    VerifyError when the shrunk model is not the masked one.
     """
     if multiple != MEASURED and multiple < 1:
         raise UsageError(message("option", "multiple", multiple, "at least 1", "leave it out"))
     if inputs is not None and not 0 < inputs <= 1:
         raise UsageError(message("option", "inputs", inputs, "above 0, at most 1", "give 0.5"))
-    policy = Policy(grouped, through_norm, rescale=through_norm)
+    if through_norm and carry_mean:
+        found_both, need_one = "with carry_mean", "one of the two"
+        raise UsageError(message("option", "through_norm", found_both, need_one, "leave one out"))
+    policy = Policy(grouped, through_norm, through_norm or carry_mean, carry_mean)
     job = prepare(model, policy, by, calibration)
     base, found = job.base, job.found
     times: dict[int, float] = {}
@@ -236,8 +242,8 @@ def _choose_inputs(model: ir.Model, share: float) -> tuple[ir.Model, Gathered, f
 
 
 def _moves_statistics(analysis: Analysis, gone: NDArray[np.bool_]) -> bool:
-    """True when a layer norm loses features."""
-    for node in analysis.graph:
+    """True when a layer norm loses features that it does not count as zeros."""
+    for node in analysis.graph if analysis.ties.policy.through_norm else ():
         if is_op(node, "LayerNormalization"):
             axes = analysis.ties.input(node, 0)
             first = node.attributes.get_int("axis", -1) % len(axes)

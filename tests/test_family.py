@@ -1,13 +1,17 @@
 """Sub-networks over one weight file: sizes, outputs, masks that overlap, what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import sparsegraph as sg
 from benchmarks import zoo
+from sparsegraph.cli import app
 from sparsegraph.errors import CaptureError, UsageError
 from sparsegraph.family import WEIGHTS, family
 from sparsegraph.shrink import shrink
@@ -81,3 +85,61 @@ def test_a_damaged_weight_file_is_noticed(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path, keeps: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         family(sg.load(ALL["vgg"]()), keeps, tmp_path)
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["family", *map(str, arguments)])
+
+
+def test_command(tmp_path: Path) -> None:
+    """A width and a mask beside each other, and the names that a mask needs."""
+    source, mask, table = tmp_path / "m.onnx", tmp_path / "mask.json", tmp_path / "t.json"
+    onnx.save(ALL["vgg"](), source)
+    names = [g.name for g in shrink(sg.load(source), 1.0).groups]
+    mask.write_text(json.dumps({names[0]: [0, 2, 5], names[1]: 0.5}))
+    to = tmp_path / "nested"
+    result = command(
+        source, "-o", to, "--member", "half=0.5", "--member", f"task={mask}", "--groups",
+        "--json", table,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert all(name in result.output for name in (*names, WEIGHTS, "half.onnx"))
+    facts = json.loads(table.read_text())
+    assert [m["name"] for m in facts["members"]] == ["half", "task"]
+    assert all(m["error_against_masked"] <= BOUND for m in facts["members"])
+    want = shrink(sg.load(source), {names[0]: [0, 2, 5], names[1]: 0.5}, "prefix")
+    assert facts["members"][1]["parameters"] == want.parameters[1]
+    feed = feeds_for(want.model, 2)[1]
+    assert compare(Session(sg.load(to / "task.onnx")).run(feed), Session(want.model).run(feed)) == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        (["half"], "NAME=SHARE or a mask"),
+        (["a=0.5", "a=0.25"], "each name once"),
+        (["a=missing.json"], "FileNotFoundError"),
+        (["a=LIST"], "another layout"),
+        (["a=WORDS"], "another layout"),
+        (["a=NAMES"], "another layout"),
+        (["a=GROUP"], "no such group"),
+        (["a=2"], "at most 1"),
+    ],
+)
+def test_command_refuses(tmp_path: Path, members: list[str], text: str) -> None:
+    source = tmp_path / "m.onnx"
+    onnx.save(ALL["vgg"](), source)
+    layouts = {
+        "LIST": [1],
+        "WORDS": {"g": "half"},
+        "NAMES": {"g": ["a"]},
+        "GROUP": {"nothing": 0.5},
+    }
+    for name, layout in layouts.items():
+        (tmp_path / name).write_text(json.dumps(layout))
+        members = [one.replace(name, str(tmp_path / name)) for one in members]
+    result = command(
+        source, "-o", tmp_path / "f", *(x for one in members for x in ("--member", one))
+    )
+    assert result.exit_code == 2
+    assert text in result.output

@@ -193,6 +193,7 @@ def test_grouped_convolutions_have_two_policies() -> None:
         ({"by": "taste"}, "no such criterion"),
         ({"by": "activation"}, "no calibration"),
         ({"multiple": 0}, "at least 1"),
+        ({"through_norm": True, "carry_mean": True}, "one of the two"),
     ],
 )
 def test_wrong_options(options: dict[str, object], text: str) -> None:
@@ -246,6 +247,10 @@ def test_command(tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(to), full_check=True)
     feed = feeds_for(sg.load(to), 2)[1]
     assert all(np.isfinite(v).all() for v in run_onnx(onnx.load(to), feed).values())
+    both = ["--through-norm", "--carry-mean"]
+    refused = CliRunner().invoke(app, ["shrink", str(source), "-o", str(to), *both])
+    assert refused.exit_code == 2
+    assert "one of the two" in refused.output
     again = CliRunner().invoke(app, ["shrink", str(source), "-o", str(to), "--keep", "nothing=0.5"])
     assert again.exit_code == 2
     assert "no such group" in again.output
@@ -258,3 +263,29 @@ def test_policy_is_part_of_the_analysis() -> None:
     model = sg.load(ALL["shufflenet_v1"]())
     assert len(groups(analyse(model, Policy("within")))) == 3
     assert not groups(analyse(model, Policy("whole")))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = GlobalAveragePool(c)  f = Reshape(p, line)  e = Conv<pads=[1,1]>(f, near)"
+        "  s = Sigmoid(e)  g = Reshape(s, map)  m = Mul(c, g)  trace = Relu(x)",
+        "m = Softmax<axis=1>(c)  trace = Relu(x)",
+        "m = LpNormalization<axis=1>(c)  trace = Relu(x)",
+        "m = CumSum(c, one)  trace = Relu(x)",
+        "m = Relu(c)  trace = Sigmoid(c)",
+    ],
+)
+def test_near_misses_have_no_units_to_choose(body: str) -> None:
+    """A convolution over channels, norms and sums along them, an output that shows them."""
+    text = f"""g (float[1,3,6,6] x) => (float[1,4,6,6] y, float[n,k,6,6] trace) {{
+        c = Conv(x, w)  {body}  y = Conv(m, v) }}"""
+    given = {
+        "near": weight(1, 1, 3), "line": np.array([1, 1, 6]), "map": np.array([1, 6, 1, 1]),
+        "one": np.array(1),
+    }  # fmt: skip
+    used = {name: array for name, array in given.items() if f" {name})" in body}
+    model = parse(text, w=weight(6, 3, 1, 1), v=weight(4, 6, 1, 1), **used)
+    done = shrink(model, 0.5)
+    assert not done.groups
+    assert done.parameters[0] == done.parameters[1]

@@ -2,11 +2,11 @@
 
 A unit goes when every sum that reads it ignores it (zero slices of the weight), sees zeros, or sees
 constants whose contribution moves into the consumer's bias, or into the weights of another constant
-(`carry`).
+or a map of biases (`carry`).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +31,8 @@ from sparsegraph.structure.ties import Analysis, Policy, Sink, analyse
 Mask = NDArray[np.bool_]
 _ZERO, _CONSTANT, _UNREAD = "always zero", "constant, moved into the next bias", "read by nothing"
 _CARRIED = "constant, moved into the weights of another constant"
+_ONE = "one stands for all of them, since a map of biases is larger than their weights"
+_MAPPED = "constant, moved into a map of biases"
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,12 @@ def remove(model: ir.Model, found: Search, chosen: Mask) -> list[Removal]:
     gone = cut.fill_empty(found.analysis, chosen & found.removable)
     if not gone.any():
         return []
-    removals = list(_reasons(found, gone))
+    maps = carry.maps(found, gone)
+    removals = list(_reasons(found, gone, maps))
     n_carried = carry.move(model.graph, found, gone)
-    if _move_constants(model, found, gone) or n_carried:
+    for node, change in maps.items():
+        _add_behind(model.graph, node, change)
+    if _move_constants(model, found, gone) or n_carried or maps:
         again = analyse(model, found.analysis.ties.policy)
         assert np.array_equal(again.roots, found.analysis.roots), "a bias changed the labels"
         cut.apply(again, gone)
@@ -141,7 +146,7 @@ def remove(model: ir.Model, found: Search, chosen: Mask) -> list[Removal]:
     return removals
 
 
-def _reasons(found: Search, gone: Mask) -> Iterator[Removal]:
+def _reasons(found: Search, gone: Mask, mapped: Container[ir.Node]) -> Iterator[Removal]:
     """Why each root goes, counted by the node that makes it."""
     roots, ties = found.analysis.roots, found.analysis.ties
     why = dict.fromkeys(np.flatnonzero(gone).tolist(), _UNREAD)
@@ -149,7 +154,8 @@ def _reasons(found: Search, gone: Mask) -> Iterator[Removal]:
         at = roots[reading.sink.labels]
         why.update(dict.fromkeys(at[(reading.known == 0) & gone[at]].tolist(), _ZERO))
         why.update(dict.fromkeys(at[reading.moved & gone[at]].tolist(), _CONSTANT))
-        why.update(dict.fromkeys(at[reading.carried & gone[at]].tolist(), _CARRIED))
+        how = _MAPPED if reading.sink.node in mapped else _CARRIED
+        why.update(dict.fromkeys(at[reading.carried & gone[at]].tolist(), how))
     batches = ties.forest.batch_of(np.array(list(why)))
     makers = [ties.makers.get(int(b)) for b in batches]
     names = [str(m.name or m.op_type) if m else "padding" for m in makers]
@@ -195,6 +201,7 @@ def _add_behind(graph: ir.Graph, node: ir.Node, change: NDArray[np.float64]) -> 
     assert out.dtype is not None
     rank = len(static_shape(out) or ())
     shape = (1, -1, *[1] * (rank - 2)) if node.op_type == "Conv" else (-1,)
+    shape = change.shape if change.ndim > 1 else shape
     build = Builder(graph, all_names(graph), str(node.name or node.op_type))
     bias = build.constant(change.astype(out.dtype.numpy()).reshape(shape), f"{node.name}.bias")
     graph.register_initializer(bias)
@@ -253,7 +260,7 @@ def _holding(found: Search) -> dict[int, str]:
         for root in at[reading.holds & constant].tolist():
             reasons.setdefault(root, f"{name}: {reading.blocked}")
         for root in at[reading.carried].tolist():
-            reasons.setdefault(root, f"{name}: {reading.blocked}; one stands for all of them")
+            reasons.setdefault(root, f"{name}: {reading.blocked}; {_ONE}")
         for root in at[reading.holds & ~constant].tolist():
             reasons.setdefault(root, f"{name} reads them")
     return reasons

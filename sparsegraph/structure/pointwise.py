@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.graph import constant, input_at, int_attribute, is_constant, is_op
+from sparsegraph.structure import carried
 from sparsegraph.structure.align import align, right
 from sparsegraph.structure.cut import Cut
 from sparsegraph.structure.known import Known, Knowns, evaluate
@@ -124,7 +125,7 @@ def tie_feature_norm(t: Ties, node: ir.Node) -> None:
     exact = _is_exact(t, node, first)
     if not t.policy.through_norm and not exact:
         for axis in t.input(node, 0)[first:]:
-            t.freeze(node, axis, f"{node.op_type} over the features")
+            t.freeze(node, axis, f"{node.op_type} over the features{_obstacle(t, node)}")
         t.set(out, [*t.input(node, 0)[:first], *[None] * (rank - first)])
         return
     inputs = {at: right(v, out) for at, v in enumerate(node.inputs) if v is not None}
@@ -133,12 +134,21 @@ def tie_feature_norm(t: Ties, node: ir.Node) -> None:
     align(t, node, inputs, range(rank))
 
 
+def _obstacle(t: Ties, node: ir.Node) -> str:
+    if not t.policy.carry_mean:
+        return ""
+    return ": its mean is carried over one axis with constant scales only"
+
+
 def _is_exact(t: Ties, node: ir.Node, first: int) -> bool:
-    """True for a mean of squares over one axis, which zeros only make smaller by a known factor."""
-    scale, last = node.inputs[1], len(shape_of(node.outputs[0])) - 1
-    if not t.policy.rescale or not is_op(node, "RMSNormalization") or first != last:
-        return False
-    return is_constant(scale) and shape_of(scale) == (shape_of(node.inputs[0])[last],)
+    """True for a norm over one axis with constant scales, in which zeros can be counted."""
+    last = len(shape_of(node.outputs[0])) - 1
+    wanted = t.policy.rescale if is_op(node, "RMSNormalization") else t.policy.carry_mean
+    vectors = [v for v in node.inputs[1:] if v is not None]
+    size = shape_of(node.inputs[0])[last]
+    return (
+        wanted and first == last and all(is_constant(v) and shape_of(v) == (size,) for v in vectors)
+    )
 
 
 def cut_feature_norm(cut: Cut, node: ir.Node) -> None:
@@ -147,7 +157,11 @@ def cut_feature_norm(cut: Cut, node: ir.Node) -> None:
     assert data is not None
     keep = cut.kept(data, -1)
     n, m = len(keep), int(keep.sum())
-    if not is_op(node, "RMSNormalization") or m == n:
+    if m == n:
+        return
+    if not is_op(node, "RMSNormalization"):
+        if cut.analysis.ties.policy.carry_mean:
+            carried.replace(cut, node, n, m)
         return
     assert scale is not None
     moved = (scale.astype(np.float64) * np.sqrt(n / m)).astype(scale.dtype)

@@ -27,11 +27,13 @@ class Policy:
     changes its mean and variance, so the result is not the masked model.
     `rescale`: features that are zero may be cut through a mean or a mean of squares over them, with
     a factor for the smaller count: exact.
+    `carry_mean`: the same for a layer norm, which becomes plain operators that count the zeros.
     """
 
     grouped: Literal["whole", "within"] = "whole"
     through_norm: bool = False
     rescale: bool = False
+    carry_mean: bool = False
 
 
 @dataclass(frozen=True)

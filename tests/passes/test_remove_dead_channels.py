@@ -83,7 +83,7 @@ def test_relu_of_a_negative_constant_is_zero_so_padding_is_no_obstacle() -> None
     assert hidden(two(k=3, w=zeroed(weight(6, 3, 3, 3), DEAD), b=bias)) == 4
 
 
-@pytest.mark.parametrize("dead", [[1, 4], [0, 1, 2, 3, 5]])
+@pytest.mark.parametrize("dead", [[1, 4], [0, 3, 5]])
 def test_one_constant_under_padding_stands_for_all(dead: list[int]) -> None:
     w, v = zeroed(weight(6, 3, 3, 3), dead), weight(4, 6, 3, 3)
     result = two(act="Sigmoid", k=3, w=w, v=v)
@@ -100,6 +100,56 @@ def test_one_constant_under_padding_stands_for_all(dead: list[int]) -> None:
     assert "1 dead positions stay" in reasons(result)
     assert "pads the map" in reasons(result)
     assert "one stands for all of them" in reasons(result)
+
+
+MAPPED = """g (float[2,3,{size},{size}] x) => (float[2,4,{size},{size}] y) {{
+    c = Conv(x, w, b)  r = Sigmoid(c)  y = Conv<pads=[1,1,1,1]>(r, v, d) }}"""
+
+
+@pytest.mark.parametrize(("size", "dead", "left"), [(3, [2], 5), (5, [0, 1, 4], 3), (5, [0, 1], 5)])
+def test_a_map_of_biases_where_it_is_small(size: int, dead: list[int], left: int) -> None:
+    """Nine taps for every channel that goes pay for 9 or 25 points of a map; 18 do not."""
+    w, v = zeroed(weight(6, 3, 1, 1), dead), weight(4, 6, 3, 3)
+    result = run(STEP, MAPPED.format(size=size), w=w, b=weight(6), v=v, d=weight(4))
+    assert hidden(result) == left
+    assert np.array_equal(result.weight("d"), weight(4))
+    (entry,) = json.loads(result.model.graph.metadata_props[REMOVED])
+    if left + len(dead) > 6:
+        assert entry["reason"] == "constant, moved into the weights of another constant"
+        assert "a map of biases is larger than their weights" in reasons(result)
+        return
+    assert entry["reason"] == "constant, moved into a map of biases"
+    value = 1 / (1 + np.exp(-weight(6)[dead].astype(np.float64)))
+    (bias,) = [n.inputs[1] for n in result.model.graph if n.op_type == "Add"]
+    assert bias is not None
+    assert bias.const_value is not None
+    map_ = bias.const_value.numpy()
+    assert map_.shape == (1, 4, size, size)
+    assert np.allclose(map_[0, :, 1, 1], v.sum(axis=(2, 3))[:, dead] @ value, atol=1e-5)
+    assert np.allclose(map_[0, :, 0, 0], v[:, dead, 1:, 1:].sum(axis=(2, 3)) @ value, atol=1e-5)
+
+
+def test_a_map_of_biases_leaves_out_constants_that_stay() -> None:
+    """Channel 3 is an output, and too small to stand for the others."""
+    text = """g (float[1,3,4,4] x) => (float[1,4,4,4] y, float[1,1,4,4] z) {
+        c = Conv(x, w, b)  r = Relu(c)  y = Conv<pads=[1,1,1,1]>(r, v)
+        z = Slice(r, three, four, one) }"""
+    bias = only([5.0, 4.0, 1e-1], [0, 1, 3], 6)
+    result = run(
+        STEP, text, w=zeroed(weight(6, 3, 1, 1), [0, 1, 3]), b=bias, v=weight(4, 6, 3, 3),
+        three=np.array([3]), four=np.array([4]), one=np.array([1]),
+    )  # fmt: skip
+    assert result.weight("v").shape == (4, 4, 3, 3)
+    assert "Add" in result.ops
+
+
+def test_a_map_of_biases_behind_a_transposed_convolution() -> None:
+    text = """g (float[1,3,2,2] x) => (float[1,4,4,4] y) {
+        c = Conv(x, w, b)  y = ConvTranspose<strides=[2,2], pads=[0,0,1,1]>(c, v, d) }"""
+    w = zeroed(weight(6, 3, 1, 1), DEAD)
+    result = run(STEP, text, w=w, b=weight(6), v=weight(6, 4, 3, 3), d=weight(4))
+    assert result.weight("v").shape == (4, 4, 3, 3)
+    assert result.ops == ["Conv", "ConvTranspose", "Add"]
 
 
 def test_a_constant_alone_under_padding_stays() -> None:
@@ -380,6 +430,8 @@ LOOP = """s = Loop(three, yes, c) <body = b (int64 i, bool on, float[1,6,6,6] z)
         ("s = Softmax<axis=1>(c)  y = Conv(s, v)", MAP, "Softmax mixes"),
         ("s = CumSum(c, one)  y = Conv(s, v)", MAP, "CumSum mixes"),
         ("s = LRN<size=3>(c)  y = Conv(s, v)", MAP, "LRN mixes"),
+        ("s = LpNormalization<axis=1>(c)  y = Conv(s, v)", MAP, "LpNormalization mixes"),
+        ("s = MeanVarianceNormalization<axes=[1]>(c)  y = Conv(s, v)", MAP, "no rule"),
         ("y = ReduceMax(c, one)", "float[1,1,6,6] y", "ReduceMax over this axis"),
         ("r = ReverseSequence<batch_axis=0, time_axis=1>(c, six)  y = Conv(r, v)", MAP, "no rule"),
         ("y, i = TopK<axis=1>(c, four)", MAP, "TopK mixes"),
@@ -437,6 +489,15 @@ def test_group_norm_loses_whole_groups(dead: list[int], groups: int) -> None:
     left = result.node("GroupNormalization").attributes["num_groups"].value
     assert left == groups
     assert len(result.weight("scale")) == 2 * groups
+
+
+def test_a_norm_over_all_channels_keeps_them() -> None:
+    text = """g (float[1,3,6,6] x) => (float[1,4,6,6] y) <float[1,6,6,6] n> {
+        c = Conv(x, w)  n = GroupNormalization<num_groups=1>(c, scale, shift)  y = Conv(n, v) }"""
+    v = zeroed(weight(4, 6, 1, 1), DEAD, 1)
+    result = run(STEP, text, w=FILTERS, scale=weight(6), shift=weight(6), v=v)
+    assert result.n_applied == 0
+    assert "a norm over all channels" in reasons(result)
 
 
 def test_soft_gates_are_no_masks() -> None:

@@ -9,9 +9,10 @@ from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from benchmarks.zoo import decoder
 from sparsegraph.capture import load
 from sparsegraph.pipeline import Optimized, optimize, snapping
-from sparsegraph.shrink import n_parameters, shrink
+from sparsegraph.shrink import Shrunk, n_parameters, shrink
+from sparsegraph.structure.ties import Policy, analyse
 from sparsegraph.verify import Session, compare, feeds_for
-from tests.passes.check import Result, run, weight
+from tests.passes.check import Result, parse, run, weight
 from tests.structure.learnt import HIDDEN, SIZE, WIDTH, encoder, residual
 
 STEP = RemoveDeadChannels()
@@ -27,7 +28,7 @@ def optimized(proto: onnx.ModelProto, **options: object) -> tuple[Optimized, flo
     return done, compare(Session(done.model).run(feed), Session(model).run(feed))
 
 
-def shape(done: Optimized, name: str) -> tuple[int, ...]:
+def shape(done: Optimized | Shrunk, name: str) -> tuple[int, ...]:
     """Of the weight of this name, whatever was folded into it."""
     (value,) = [v for k, v in done.model.graph.initializers.items() if k.startswith(name)]
     return tuple(value.shape.numpy()) if value.shape is not None else ()
@@ -190,3 +191,62 @@ def test_features_of_a_mean_of_squares_are_cut_on_request() -> None:
     assert loose.error <= BOUND
     width = loose.model.graph.initializers["layers.0.q.weight"].shape
     assert ir.Shape((32, 32)) == width
+
+
+LAYER = """g (float[1,4,8] x) => (float[1,4,5] y) {{
+    h = MatMul(x, w)  n = LayerNormalization<axis=-1, epsilon=0.01>(h, scale{bias})
+    y = MatMul(n, v) }}"""
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_norm_counts_its_zeros_when_allowed(opset: int, bias: bool) -> None:
+    """Against numpy on the masked stream, in float64."""
+    vectors = {"scale": weight(6), "shift": weight(6) + 1} if bias else {"scale": weight(6)}
+    text = LAYER.format(bias=", shift" if bias else "")
+    model = parse(text, opset, w=weight(8, 6), v=weight(6, 5), **vectors)
+    (group,) = shrink(model, 1.0, carry_mean=True).groups
+    done = shrink(model, {group.name: [0, 2, 3, 5]}, carry_mean=True)
+    assert done.error is not None
+    assert done.error <= 2e-6
+    w = model.graph.initializers["w"].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
+    w[:, [1, 4]] = 0
+    feed = feeds_for(model, 2)[1]
+    h = feed["x"] @ w
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 0.01)
+    h = (h * vectors["scale"] + vectors.get("shift", 0))[..., [0, 2, 3, 5]]
+    (got,) = Session(done.model).run(feed).values()
+    want = h @ weight(6, 5)[[0, 2, 3, 5]]
+    assert np.abs(got - want).max() <= 2e-6 * np.abs(want).max()
+    assert shape(done, "w") == (8, 4)
+
+
+def test_a_layer_norm_that_loses_nothing_stays() -> None:
+    model = parse(LAYER.format(bias=""), w=weight(8, 6), v=weight(6, 5), scale=weight(6))
+    done = shrink(model, 1.0, carry_mean=True)
+    assert [n.op_type for n in done.model.graph] == ["MatMul", "LayerNormalization", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "arrays"),
+    [
+        ("LayerNormalization<axis=1>(h, grid)", {"grid": weight(4, 6)}),
+        ("LayerNormalization<axis=-1>(h, one)", {"one": weight(1)}),
+    ],
+)
+def test_layer_norms_that_cannot_carry_a_mean(norm: str, arrays: dict[str, np.ndarray]) -> None:
+    text = f"""g (float[1,4,8] x) => (float[1,4,5] y) {{
+        h = MatMul(x, w)  n = {norm}  y = MatMul(n, v) }}"""
+    model = parse(text, w=weight(8, 6), v=weight(6, 5), **arrays)
+    assert not shrink(model, 0.5, carry_mean=True).groups
+    frozen = analyse(model, Policy(rescale=True, carry_mean=True)).ties.freezes
+    reasons = "; ".join(f"{one.node}: {one.reason}" for one in frozen)
+    assert "LayerNormalization_1: LayerNormalization over the features: its mean is" in reasons
+
+
+def test_the_stream_of_an_encoder_is_cut_exactly() -> None:
+    model = load(encoder("none"))
+    done = shrink(model, 0.5, carry_mean=True)
+    assert len(done.groups) == len(shrink(model, 0.5, through_norm=True).groups)
+    assert done.error is not None
+    assert done.error <= BOUND
