@@ -129,8 +129,34 @@ def test_a_budget_in_time_is_timed_on_this_machine() -> None:
     assert "measured" in found.summary()
 
 
+def test_an_allowed_drop_is_spent_where_it_is_measured_to_pay() -> None:
+    """Zeros go where the clock says that time is, not where the cost model says."""
+    found = {}
+    for slow in ("up", "head"):
+
+        def time(model: ir.Model, slow: str = slow) -> Timing:
+            plain = clock(lambda d: 1.0)(model)
+            steps = tuple((n, 50 * ms if n[0] == slow else ms) for n, ms in plain.steps)
+            return Timing(sum(ms for _, ms in steps), DENSE_MS, steps)
+
+        found[slow] = prune_within(encoder(), "wanda:0.5", feeds(), {"max-drop": "0.05"}, time=time)
+        settled, wanted = found[slow].settled, found[slow].plan.densities
+        assert settled is not None
+        assert (settled.n_runs, settled.ms) == (3, found[slow].plan.ms)
+        assert settled.ms == pytest.approx(time(found[slow].pruned.model).ms)
+        assert found[slow].layer_ms()[slow] > 10 * found[slow].layer_ms()["down"]
+        assert "measured" in found[slow].summary()
+        assert wanted[slow] < 1
+    assert found["up"].plan.densities["up"] < found["head"].plan.densities["up"]
+    assert found["head"].plan.densities["head"] < found["up"].plan.densities["head"]
+
+
 def test_other_budgets_and_machines_are_predicted() -> None:
-    for limits, target in (({"flops": "0.5x"}, "native"), ({"latency": "2x"}, "cortex-a53")):
+    for limits, target in (
+        ({"flops": "0.5x"}, "native"),
+        ({"latency": "2x"}, "cortex-a53"),
+        ({"max-drop": "0.2"}, "cortex-a53"),
+    ):
         found = prune_within(encoder(), "wanda:0.5", feeds(), limits, target=target)
         assert found.settled is None
         assert found.summary().endswith("predicted")

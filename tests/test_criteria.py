@@ -149,6 +149,8 @@ def test_lasso_chooses_channels_better_than_their_size(share: float) -> None:
         found = repair.refit(CRITERIA[name].prune(w, facts, structure, None), w, facts.second)
         error[name] = output_error(found - w, w, facts.second)
     assert error["lasso"] < 0.7 * min(error["magnitude"], error["random"])
+    own = CRITERIA["lasso"].prune(w, facts, structure, None)
+    assert output_error(own - w, w, facts.second) < 1.01 * error["lasso"]  # it refits by itself
 
 
 def test_lasso_sees_that_two_channels_say_the_same() -> None:

@@ -105,7 +105,7 @@ def test_another_release_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prose_ends_before_arguments(tmp_path: Path) -> None:
     words = " ".join(f"word{letter}" for letter in "abcdefghijklmnopqrst")
     text = f"Say what this function does. {words}.\n\n    Args:\n        a: none\n"
-    code = f'def public():\n    r"""{text}"""\n\ndef _private():\n    r"""Not {text}"""\n'
+    code = f'def public():\n    r"""{text}"""\n\ndef _private():\n    r"""Not {text[::-1]} {words}"""\n'
     tmp_path.joinpath("m.py").write_text(code)
     assert texts.prose([tmp_path]) == [("Say what this function does.", f"{words}.")]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.budget.plan import LATENCY, Budget, Plan, least, plan
+from sparsegraph.budget.plan import LATENCY, Budget, Plan, dense, least, plan, total
 from sparsegraph.budget.table import LayerOptions, Table
 from sparsegraph.errors import BudgetError
 from sparsegraph.prune import prune
@@ -116,6 +116,26 @@ def settle(
     within = [run for run in runs if run[1] <= limit]
     best, ms = max(within, key=lambda run: run[1]) if within else min(runs, key=lambda run: run[1])
     return Settled(replace(best, ms=ms), seen.table(), ms, dense_ms, len(runs))
+
+
+def timed(
+    model: ir.Model,
+    recipe: Recipe,
+    table: Table,
+    time: Timer,
+    *,
+    on_run: Callable[[int, Timing], None] | None = None,
+) -> Table:
+    """The table with milliseconds in place: its sparsest plan and one half way were timed."""
+    seen, fastest = Seen(table), least(table)
+    full = total(table, LATENCY, dense(table))
+    half = plan(table, Budget(LATENCY, (fastest.ms + full) / 2))
+    for done, chosen in enumerate((half, fastest), 1):
+        timing = time(prune(model, _by_magnitude(recipe), densities=chosen.densities).model)
+        seen.add(chosen, timing)
+        if on_run is not None:
+            on_run(done, timing)
+    return seen.table()
 
 
 def _next_goal(points: Sequence[tuple[float, float]], wanted: float) -> float:
