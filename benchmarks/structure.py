@@ -3,6 +3,7 @@
     python -m benchmarks.structure masked            30 % of every group: cut against masked
     python -m benchmarks.structure dead              trained detector: what is dead in it, and time
     python -m benchmarks.structure half              half of all units: latency against operations
+    python -m benchmarks.structure balanced          the same operations, cut elsewhere
     python -m benchmarks.structure table             print the file
 
 `--only NAME ...` takes some, `--root FOLDER` is where unpacked wheels lie. Rows are merged into
@@ -39,6 +40,7 @@ FILE = Path(__file__).parent / "results" / "structure.json"
 SHARE = 0.3
 DEAD = "ppocr_v6_det"
 HALF = ("resnet50", "mobilenet_v2", "minilm")
+BALANCED = ("mobilenet_v2",)
 PLAN = timing.Plan(rounds=7, block_ms=250.0)
 Make = Callable[[], onnx.ModelProto]
 
@@ -112,7 +114,9 @@ class Faster:
 
 
 Row = Masked | Faster
-_KINDS: Mapping[str, type[Row]] = {"masked": Masked, "dead": Faster, "half": Faster}
+_KINDS: Mapping[str, type[Row]] = {
+    "masked": Masked, "dead": Faster, "half": Faster, "balanced": Faster,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,11 +202,23 @@ def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
 def half(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
     """Half of all units of a model, by weight norm."""
     for name in only or HALF:
-        done = shrink(load(zoo.build(name)), 0.5, multiple="measured")
-        base = pipeline.optimize(load(zoo.build(name))).model
-        n = sum(row.n_before - row.n_after for row in done.table)
-        for row in compared(name, base, done.model, n, float(done.error or 0.0)):
-            yield replace(row, multiple=done.multiple)
+        yield from halved(name, balance=False)
+
+
+def balanced(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
+    """At most as many operations as after `half`, and more of the streams where that is faster."""
+    for name in only or BALANCED:
+        yield from halved(name, balance=True)
+
+
+def halved(name: str, balance: bool) -> Iterator[Faster]:
+    """Before and after, in every engine."""
+    done = shrink(load(zoo.build(name)), 0.5, multiple="measured", balance=balance)
+    base = pipeline.optimize(load(zoo.build(name))).model
+    n = sum(row.n_before - row.n_after for row in done.table)
+    title = f"{name} balanced" if balance else name
+    for row in compared(title, base, done.model, n, float(done.error or 0.0)):
+        yield replace(row, multiple=done.multiple)
 
 
 def compared(
@@ -257,6 +273,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
     "masked": masked,
     "dead": dead,
     "half": half,
+    "balanced": balanced,
 }
 
 MASKED_HEAD = (
@@ -264,7 +281,7 @@ MASKED_HEAD = (
     "        error    exact rounding"
 )
 FASTER_HEAD = (
-    "model          engine       removed  parameters left     file MB        MACs left"
+    "model                 engine       removed  parameters left     file MB        MACs left"
     "           ms   faster  of MACs    error  of"
 )
 
@@ -280,7 +297,7 @@ def line(row: Row) -> str:
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
     return (
-        f"{row.model:14} {row.engine:12} {row.n_removed:7} {row.parameters:12,} {left:>6} "
+        f"{row.model:21} {row.engine:12} {row.n_removed:7} {row.parameters:12,} {left:>6} "
         f"{files:>13} {row.macs / 1e6:9,.0f} M {row.macs_left / row.macs:6.1%} "
         f"{row.ms:6.1f} -> {row.ms_left:5.1f} {row.ms / row.ms_left:6.2f} {row.of_macs:8.2f} "
         f"{row.error:8.0e} {row.multiple:3}"

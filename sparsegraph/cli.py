@@ -182,6 +182,10 @@ def shrink(
         float | None,
         typer.Option(help="Share of input channels that each operator keeps for itself."),
     ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option(help="Where it is faster, keep more of a residual stream and fewer others."),
+    ] = False,
     groups: Annotated[bool, typer.Option(help="Print every group line by line.")] = False,
     shape: Shape = None,
     dim: Dim = None,
@@ -202,7 +206,7 @@ def shrink(
         captured, options.keep(keep or ()), by, calibration=feeds,
         multiple=options.multiple(multiple),
         grouped="within" if within_groups else "whole", through_norm=through_norm,
-        carry_mean=carry_mean, inputs=inputs,
+        carry_mean=carry_mean, inputs=inputs, balance=balance,
     )  # fmt: skip
     output.write_model(to, done.model)
     if groups:

@@ -22,6 +22,7 @@ from sparsegraph.layers import weighted
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.rewrite import Fuel
 from sparsegraph.structure import cut, edges, mask
+from sparsegraph.structure.balance import balanced
 from sparsegraph.structure.criteria import Evidence, criterion
 from sparsegraph.structure.cut import View
 from sparsegraph.structure.edges import Gathered
@@ -65,6 +66,8 @@ class Shrunk:
     multiple: int = 1
     multiples_ms: Mapping[int, float] = field(default_factory=dict)
     """ONNX Runtime's latency with counts at multiples of each of these, where it was measured."""
+    balance_ms: Mapping[float, float] = field(default_factory=dict)
+    """The same by share of the units that several operators read, at equal operations."""
     gathered: Gathered | None = None
     """Consumers that read only some of their input channels."""
 
@@ -76,6 +79,7 @@ class Shrunk:
             "macs_before": macs, "macs_after": macs_left,
             "error_against_masked": self.error, "change_of_outputs": self.change,
             "multiple": self.multiple, "multiples_ms": dict(self.multiples_ms),
+            "balance_ms": dict(self.balance_ms),
             "inputs": [list(row) for row in self.gathered.rows] if self.gathered else [],
         }  # fmt: skip
 
@@ -84,6 +88,9 @@ class Shrunk:
         (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
         times = ", ".join(f"{n}: {ms:.3g} ms" for n, ms in self.multiples_ms.items())
         counts = f"\ncounts at multiples of {self.multiple} (measured: {times})" if times else ""
+        if self.balance_ms:
+            shares = ", ".join(f"{share:.0%}: {ms:.3g} ms" for share, ms in self.balance_ms.items())
+            counts += f"\nshare of units that several operators read (measured: {shares})"
         if self.gathered is not None:
             counts += f"\n{self.gathered}"
         proof = "not compared" if self.error is None else f"{self.error:.0e} from the masked model"
@@ -143,6 +150,7 @@ def shrink(
     through_norm: bool = False,
     carry_mean: bool = False,
     inputs: float | None = None,
+    balance: bool = False,
 ) -> Shrunk:
     """Keep a share of the units of every group, those with the highest scores of criterion `by`.
 
@@ -151,6 +159,8 @@ def shrink(
     `multiple`; "measured" takes the largest that costs ONNX Runtime on this machine no time.
     `inputs` is the share of input channels, by weight norm, that every consumer keeps for itself;
     where others need the rest, a Gather leaves them out, if that is measured to be faster.
+    `balance` may keep more of the units that several operators read and fewer of the others, at no
+    more operations than the even cut, if that is measured to be faster; it needs one share for all.
     `through_norm` also cuts features that a norm runs over. In a mean of squares removed features
     count as zeros; a layer norm's mean and variance change, and then there is no masked model to
     compare with. `carry_mean` cuts them as well, but plain operators that count the removed
@@ -165,12 +175,19 @@ def shrink(
     if through_norm and carry_mean:
         found_both, need_one = "with carry_mean", "one of the two"
         raise UsageError(message("option", "through_norm", found_both, need_one, "leave one out"))
+    if balance and isinstance(keep, Mapping):
+        found_keep, need_keep = "shares by group", "one share for all"
+        raise UsageError(message("option", "balance", found_keep, need_keep, "give keep=0.5"))
     policy = Policy(grouped, through_norm, through_norm or carry_mean, carry_mean)
     job = prepare(model, policy, by, calibration)
     base, found = job.base, job.found
     times: dict[int, float] = {}
     if multiple == MEASURED:
         multiple, times = fastest(lambda n: job.cut(job.marks(keep, n))[0])
+    shares: dict[float, float] = {}
+    if balance and not isinstance(keep, Mapping):
+        n = multiple
+        keep, shares = balanced(found, keep, lambda k: job.cut(job.marks(k, n))[0], n_macs)
     gone = job.marks(keep, multiple)
     smaller, _ = job.cut(gone)
     error = job.proof(smaller, gone)
@@ -188,6 +205,7 @@ def shrink(
         _change(smaller, model),
         multiple,
         times,
+        shares,
         gathered,
     )
 

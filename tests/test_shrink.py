@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import sparsegraph as sg
 from sparsegraph.cli import app
 from sparsegraph.errors import UsageError, VerifyError
-from sparsegraph.shrink import shrink
-from sparsegraph.structure import cut, multiples
+from sparsegraph.shrink import n_macs, shrink
+from sparsegraph.structure import balance, cut, multiples
 from sparsegraph.structure.criteria import CRITERIA, Evidence, criterion
 from sparsegraph.structure.groups import groups
 from sparsegraph.structure.multiples import MULTIPLES, fastest
@@ -193,6 +193,7 @@ def test_grouped_convolutions_have_two_policies() -> None:
         ({"by": "taste"}, "no such criterion"),
         ({"by": "activation"}, "no calibration"),
         ({"multiple": 0}, "at least 1"),
+        ({"balance": True, "keep": {"a": 0.5}}, "one share for all"),
         ({"through_norm": True, "carry_mean": True}, "one of the two"),
     ],
 )
@@ -289,3 +290,51 @@ def test_near_misses_have_no_units_to_choose(body: str) -> None:
     done = shrink(model, 0.5)
     assert not done.groups
     assert done.parameters[0] == done.parameters[1]
+
+
+def two_blocks() -> ir.Model:
+    """A stream of 32 channels that three operators read, and two blocks of 64."""
+    text = """g (float[1,3,8,8] x) => (float[1,4,8,8] y) {
+        s = Conv(x, w)  a = Conv(s, u1)  r = Relu(a)  b = Conv(r, v1)  t = Add(s, b)
+        c = Conv(t, u2)  q = Relu(c)  d = Conv(q, v2)  o = Add(t, d)  y = Conv(o, head) }"""
+    ups = {name: weight(64, 32, 1, 1) for name in ("u1", "u2")}
+    downs = {name: weight(32, 64, 1, 1) for name in ("v1", "v2")}
+    return parse(text, w=weight(32, 3, 1, 1), head=weight(4, 32, 1, 1), **ups, **downs)
+
+
+def widths(model: ir.Model) -> tuple[int, int]:
+    """Of the stream and of a block."""
+    n_inner, n_stream = model.graph.initializers["u1"].shape.numpy()[:2]  # type: ignore[union-attr]
+    return n_stream, n_inner
+
+
+@pytest.mark.parametrize(
+    ("times", "n_stream"),
+    [([3.0, 2.0, 1.0, 2.0], 24), ([1.0, 0.98, 0.98, 0.98], 16), ([2.0, 1.0, 3.0, 3.0], 20)],
+)
+def test_an_equal_number_of_operations_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, times: list[float], n_stream: int
+) -> None:
+    seen: list[ir.Model] = []
+
+    def timer(models: list[ir.Model]) -> list[float]:
+        seen.extend(models)
+        return times[: len(models)]
+
+    monkeypatch.setattr(balance, "latencies", timer)
+    done = shrink(two_blocks(), 0.5, balance=True)
+    assert widths(done.model)[0] == n_stream
+    even = n_macs(seen[0])
+    assert widths(seen[0]) == (16, 32)
+    assert [widths(model)[0] for model in seen] == [16, 20, 24, 32]
+    assert all(0.85 * even <= n_macs(model) <= even for model in seen)
+    assert done.error is not None
+    assert done.error <= 1e-5
+    assert list(done.facts()["balance_ms"].values()) == times  # type: ignore[attr-defined]
+    assert "several operators read (measured: 50%" in done.summary()
+
+
+def test_nothing_to_balance() -> None:
+    done = shrink(chain(), 0.5, balance=True)
+    assert not done.balance_ms
+    assert hidden(done.model) == hidden(shrink(chain(), 0.5).model)
