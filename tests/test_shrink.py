@@ -295,11 +295,13 @@ def test_near_misses_have_no_units_to_choose(body: str) -> None:
 def two_blocks() -> ir.Model:
     """A stream of 32 channels that three operators read, and two blocks of 64."""
     text = """g (float[1,3,8,8] x) => (float[1,4,8,8] y) {
-        s = Conv(x, w)  a = Conv(s, u1)  r = Relu(a)  b = Conv(r, v1)  t = Add(s, b)
+        s = Conv(x, w)  a = Conv(s, u1)  r = Conv<group=64, pads=[1,1,1,1]>(a, k)
+        b = Conv(r, v1)  t = Add(s, b)
         c = Conv(t, u2)  q = Relu(c)  d = Conv(q, v2)  o = Add(t, d)  y = Conv(o, head) }"""
-    ups = {name: weight(64, 32, 1, 1) for name in ("u1", "u2")}
-    downs = {name: weight(32, 64, 1, 1) for name in ("v1", "v2")}
-    return parse(text, w=weight(32, 3, 1, 1), head=weight(4, 32, 1, 1), **ups, **downs)
+    ups = {f"u{i}": weight(64, 32, 1, 1) * i for i in (1, 2)}
+    downs = {f"v{i}": weight(32, 64, 1, 1) * i for i in (1, 2)}
+    ends = {"w": weight(32, 3, 1, 1), "head": weight(4, 32, 1, 1), "k": weight(64, 1, 3, 3)}
+    return parse(text, **ends, **ups, **downs)
 
 
 def widths(model: ir.Model) -> tuple[int, int]:
