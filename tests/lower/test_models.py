@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
+from sparsegraph.targets.layout import point_block
 
 import benchmarks.prune
 from benchmarks import real_models, zoo
 from sparsegraph import targets, verify
 from sparsegraph.compile import compile, load
-from sparsegraph.targets.layout import point_block
 
 MODELS = [
     ("resnet18", {"size": 64}),
