@@ -151,14 +151,24 @@ def emit_product(
         return
 
     def make() -> None:
-        to = None
-        if window is not None and window.is_pointwise:
-            to = b.own_planes(region.result, layout.axis)
-        to = to or b.new_feature(region.result, layout)
+        to = _own_planes(b, region.result, x, window) or b.new_feature(region.result, layout)
         step_product(b, nodes, x, weight, bias, to, window, region)
 
     if not expand.wait(b, nodes, x, weight, bias, region, window, make):
         make()
+
+
+def _own_planes(b: Builder, result: ir.Value, x: Stored, window: Window | None) -> Stored | None:
+    """The caller's planes for a pointwise product, unless partial sums would wait there for long.
+
+    Planes are often a power of two apart: what does not stay in the cache is slow to read again.
+    """
+    if window is None or not window.is_pointwise:
+        return None
+    panel, n_bytes = 4 * x.fm.features * x.fm.block, 4 * int(np.prod(shape_of(result)))
+    if panel > b.target.l1_bytes and n_bytes > b.target.l2_bytes:
+        return None
+    return b.own_planes(result, 1)
 
 
 def _product_to_rows(
