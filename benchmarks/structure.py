@@ -247,16 +247,20 @@ def read(path: Path) -> list[Row]:
 
 
 def save(path: Path, kind: str, row: Row, arguments: Sequence[str]) -> None:
-    """Merge a row into the file; one of the same model, policy and engine is replaced."""
-    held = json.loads(path.read_text())["rows"] if path.exists() else {}
+    """Merge a row into the file; one of the same model, policy and engine is replaced.
+
+    `commits` says for every kind at which commit its last row was measured.
+    """
+    held = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     fields = asdict(row)
     key = [k for k in ("model", "policy", "engine") if k in fields]
-    rows = [one for one in held.get(kind, []) if any(one[k] != fields[k] for k in key)]
+    rows = [one for one in held["rows"].get(kind, []) if any(one[k] != fields[k] for k in key)]
     head = asdict(results.begin(["benchmarks.structure", *arguments]))
     kept = {name: head[name] for name in ("created", "commit", "machine", "versions")}
-    text = json.dumps({**kept, "rows": {**held, kind: [*rows, fields]}}, indent=1)
+    commits = {**held.get("commits", {}), kind: head["commit"]}
+    content = {**kept, "commits": commits, "rows": {**held["rows"], kind: [*rows, fields]}}
     temporary = path.with_suffix(".part")
-    temporary.write_text(text + "\n")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
 
 

@@ -1,5 +1,6 @@
 """The structure benchmark: topologies are what they say, rows survive the file, ratios."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_rows_are_merged_by_model_and_engine(tmp_path: Path) -> None:
     for kind, row in (("half", FASTER), ("masked", masked), ("half", FASTER)):
         structure.save(file, kind, row, ["half"])
     assert structure.read(file) == [FASTER, masked]
+    held = json.loads(file.read_text())
+    assert set(held["commits"]) == {"half", "masked"}
+    assert all(held["commits"].values())
     text = structure.table(structure.read(file))
     assert text.index("vgg") < text.index("ort")
 
@@ -103,6 +107,8 @@ def test_speed_over_operations() -> None:
 
 def test_the_published_file_meets_the_bars() -> None:
     rows = structure.read(structure.FILE)
+    held = json.loads(structure.FILE.read_text())
+    assert set(held["commits"]) == set(held["rows"])
     masked = [row for row in rows if isinstance(row, structure.Masked)]
     assert {row.model for row in masked} >= set(structure.TOPOLOGIES)
     for row in masked:
