@@ -349,9 +349,13 @@ def compile_model(
         bool, typer.Option(help="Never leave the whole model to ONNX Runtime.")
     ] = False,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Measure the best ways to compute each layer here.")
+        bool,
+        typer.Option(
+            "--tune", help="Measure the best ways to compute each layer, here or on --devices."
+        ),
     ] = False,
     tuning: Tuning = None,
+    devices: Devices = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
@@ -361,6 +365,7 @@ def compile_model(
     `--target A --target B` makes one bundle per target: model.A.sg, model.B.sg.
     `--target A+B` makes one library that picks its code by the CPU: x86-64-v4+x86-64-v3+x86-64-v2.
     """
+    from sparsegraph import devices as inventories
     from sparsegraph import explain
     from sparsegraph.compile import compile as run
     from sparsegraph.compile import load
@@ -372,6 +377,7 @@ def compile_model(
         codes(name)
         output.check_folder(path)
     variants = options.variants(shape or (), dim or ())
+    measuring = inventories.read(devices) if devices else ()
     manifests = []
     for name, path in paths.items():
         start = time.perf_counter()
@@ -379,7 +385,7 @@ def compile_model(
             compiled = run(
                 model, name, shapes=variants, threads=threads, output=path, check=check,
                 fallback=fallback, keep_native=keep_native, skip=skip or (), tune=tune,
-                tuning=tuning, progress=report,
+                tuning=tuning, devices=measuring, progress=report,
             )  # fmt: skip
         manifest = compiled.manifest.model_dump(mode="json", by_alias=True)
         manifests.append(manifest)

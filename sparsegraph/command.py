@@ -52,7 +52,7 @@ Devices = Annotated[
     Path | None,
     typer.Option(
         "--devices",
-        help="Time on these devices: a TOML file of tables [devices.NAME] with ssh = HOST, or "
+        help="Measure on these devices: a TOML file of tables [devices.NAME] with ssh = HOST, or "
         "run = [...] and push = [...].",
     ),
 ]

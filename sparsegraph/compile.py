@@ -17,7 +17,9 @@ import onnx_ir as ir
 from sparsegraph import artefact, pipeline, verify
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
-from sparsegraph.errors import UnsupportedError, VerifyError, message
+from sparsegraph.device_tune import device_for
+from sparsegraph.devices import Device
+from sparsegraph.errors import UnsupportedError, UsageError, VerifyError, message
 from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
 from sparsegraph.lower.choose import Decide
@@ -105,6 +107,7 @@ def compile(
     skip: Collection[str] = (),
     tune: bool = False,
     tuning: str | Path | None = None,
+    devices: Sequence[Device] = (),
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a model for one machine and prove it against ONNX Runtime.
@@ -126,6 +129,7 @@ def compile(
         tune: measure the best ways to compute each product, instead of trusting the cost model.
         tuning: the file of measured times; without `tune` it is only read, with it the default is
             in the user's cache folder, and products that it lacks are added.
+        devices: with `tune`, what measures instead of this machine: the first that is the target.
         progress: called as progress(stage, done, total).
 
     Raises:
@@ -149,7 +153,9 @@ def compile(
             fix = "compile one bundle per shape"
             found = f"{len(several)} shapes"
             raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
-    tuner, decide = _tuning(machines, tune, None if tuning is None else Path(tuning), report)
+    tuner, decide = _tuning(
+        machines, tune, None if tuning is None else Path(tuning), report, devices
+    )
     models, records = [], []
     plans: list[list[Plan]] = [[] for _ in machines]
     for one in several:
@@ -189,9 +195,17 @@ def compile(
 
 
 def _tuning(
-    machines: Sequence[Target], tune: bool, path: Path | None, report: Progress
+    machines: Sequence[Target],
+    tune: bool,
+    path: Path | None,
+    report: Progress,
+    devices: Sequence[Device],
 ) -> tuple[Tuner | None, Decide | None]:
     """What measures, if anything does, and what decides, if the cost model does not."""
+    if devices and not tune:
+        raise UsageError(
+            message("option", "devices", "no tuning", "something to measure", "--tune")
+        )
     if not tune and path is None:
         return None, None
     if len(machines) > 1:
@@ -199,7 +213,8 @@ def _tuning(
         raise UnsupportedError(message("tuning", "target", found, need, "compile one at a time"))
     if not tune and path is not None:
         return None, partial(Tuning.read(path, machines[0]).choice, target=machines[0])
-    tuner = begin(path, machines[0], report)
+    device = device_for(machines[0], devices) if devices else None
+    tuner = begin(path, machines[0], report, device)
     return tuner, tuner
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparsegraph import device_tune
+from sparsegraph.devices import Device
 from sparsegraph.errors import UnsupportedError, UsageError, message
 from sparsegraph.lower import trial
 from sparsegraph.lower.choose import candidates
@@ -37,6 +39,7 @@ class Tuner:
         note: why an earlier file was not used, or empty.
         n_layers: products that are expected, for progress.
         n_measured, n_known: products of either kind so far.
+        device: what measures; None: this machine.
     """
 
     target: Target
@@ -47,10 +50,14 @@ class Tuner:
     n_layers: int = 0
     n_measured: int = 0
     n_known: int = 0
-    _kernels: trial.Kernels = field(init=False, repr=False)
+    device: Device | None = None
+    _kernels: trial.Kernels | device_tune.Kernels = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._kernels = trial.Kernels(self.target)
+        if self.device is None:
+            self._kernels = trial.Kernels(self.target)
+        else:
+            self._kernels = device_tune.Kernels(self.target, self.device)
 
     def __call__(self, problem: Problem, operands: Operands) -> Choice:
         """The fastest way to compute a product."""
@@ -88,29 +95,32 @@ class Tuner:
         return f"{text} ({self.note})" if self.note else text
 
 
-def begin(path: Path | None, target: Target, report: Progress) -> Tuner:
+def begin(
+    path: Path | None, target: Target, report: Progress, device: Device | None = None
+) -> Tuner:
     """A tuner that goes on where the file stopped.
 
     A file for other kernels is measured anew, the tuner's `note` says so; so is whatever lies in
     the default place and cannot be used.
 
     Raises:
-        UnsupportedError: the target does not run on this machine.
+        UnsupportedError: the target does not run on this machine, and no device is given.
         UsageError: `path` holds something else, or what another machine measured.
     """
-    if not runs_here(target):
-        fix = "tune on such a machine and pass its file with --tuning"
+    if device is None and not runs_here(target):
+        fix = "name such machines with --devices, or tune on one and pass its file with --tuning"
         need = "a target that runs on this machine"
         raise UnsupportedError(message("--tune", str(target), "a cross target", need, fix))
-    to = path or default_path(target)
-    empty = Tuning.here(target)
+    cpu = cpu_name() if device is None else f"device {device.name}"
+    to = path or default_path(target, cpu)
+    empty = Tuning(str(target), cpu, kernel_digest())
     if not to.exists():
-        return Tuner(target, to, empty, report)
+        return Tuner(target, to, empty, report, device=device)
     try:
         found = Tuning.parse(to)
         for what, have, need in (
             ("target", found.target, str(target)),
-            ("CPU", found.cpu, cpu_name()),
+            ("CPU", found.cpu, cpu),
         ):
             if have != need:
                 fix = "name another file"
@@ -118,10 +128,11 @@ def begin(path: Path | None, target: Target, report: Progress) -> Tuner:
     except UsageError as error:
         if path is not None:
             raise
-        return Tuner(target, to, empty, report, note=f"not used before: {error}")
+        return Tuner(target, to, empty, report, note=f"not used before: {error}", device=device)
     if found.kernels != kernel_digest():
-        return Tuner(target, to, empty, report, note="the earlier results are of other kernels")
-    return Tuner(target, to, found, report)
+        note = "the earlier results are of other kernels"
+        return Tuner(target, to, empty, report, note=note, device=device)
+    return Tuner(target, to, found, report, device=device)
 
 
 def describe(problem: Problem) -> str:

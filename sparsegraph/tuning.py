@@ -130,10 +130,10 @@ def key(problem: Problem, operands: Operands) -> str:
     return digest.hexdigest()[:32]
 
 
-def default_path(target: Target) -> Path:
+def default_path(target: Target, cpu: str = "") -> Path:
     """Where results go that nobody named a file for: the user's cache folder."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sparsegraph")
-    machine = hashlib.sha256(cpu_name().encode()).hexdigest()[:8]
+    machine = hashlib.sha256((cpu or cpu_name()).encode()).hexdigest()[:8]
     return folder / f"tuning-{str(target).replace(':', '-').replace(',', '-')}-{machine}.json"
 
 
