@@ -22,8 +22,8 @@ from sparsegraph.structure.ties import Analysis, analyse
 
 Array = np.ndarray[Any, Any]
 
-_MOST_SWEEPS = 60
-_MOST_ROWS = 512  # of scores that the search looks at
+_MOST_SWEEPS = 30
+_MOST_ROWS = 128  # of scores that the search looks at
 _LEAST_GAIN = 1e-4  # of what is kept, over _PATIENCE sweeps
 _PATIENCE = 5
 

@@ -105,7 +105,8 @@ def test_another_release_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prose_ends_before_arguments(tmp_path: Path) -> None:
     words = " ".join(f"word{letter}" for letter in "abcdefghijklmnopqrst")
     text = f"Say what this function does. {words}.\n\n    Args:\n        a: none\n"
-    private = f'def _private():\n    r"""{text[::-1]} {words}"""\n'
+    other = f"This one is not for anybody to read. {words[::-1]}."
+    private = f'def _private():\n    r"""{other}"""\n'
     code = f'def public():\n    r"""{text}"""\n\n{private}'
     tmp_path.joinpath("m.py").write_text(code)
     assert texts.prose([tmp_path]) == [("Say what this function does.", f"{words}.")]
