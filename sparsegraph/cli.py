@@ -89,7 +89,7 @@ def prune(
     to: Annotated[Path, typer.Option("--output", "-o", help="The pruned ONNX file.")],
     calibration: Annotated[
         Path | None,
-        typer.Option(help=".npz or .safetensors with an array [samples, ...] per input."),
+        typer.Option(help=".npz or .safetensors with an array \\[samples, ...] per input."),
     ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="For the recipe masks: .npz, .safetensors or .onnx.")
@@ -162,7 +162,7 @@ def shrink(
     ] = None,
     by: Annotated[str, typer.Option(help="norm, scale, activation or prefix.")] = "norm",
     calibration: Annotated[
-        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+        Path | None, typer.Option(help="An .npz with an array \\[samples, ...] per input.")
     ] = None,
     multiple: Annotated[
         str,
@@ -226,14 +226,14 @@ def family(
         list[str],
         typer.Option(
             help="NAME=SHARE of every group, or NAME=MASK.json, "
-            'which holds {"group": share or [units that stay]}; once per model.'
+            'which holds {"group": share or \\[units that stay]}; once per model.'
         ),
     ],
     by: Annotated[
         str, typer.Option(help="prefix (the first units stay), norm, scale or activation.")
     ] = "prefix",
     calibration: Annotated[
-        Path | None, typer.Option(help="An .npz with an array [samples, ...] per input.")
+        Path | None, typer.Option(help="An .npz with an array \\[samples, ...] per input.")
     ] = None,
     groups: Annotated[
         bool, typer.Option(help="Print every group, with the names that a mask uses.")

@@ -52,8 +52,8 @@ Devices = Annotated[
     Path | None,
     typer.Option(
         "--devices",
-        help="Measure on these devices: a TOML file of tables [devices.NAME] with ssh = HOST, or "
-        "run = [...] and push = [...].",
+        help="Measure on these devices: a TOML file of tables \\[devices.NAME] with ssh = HOST, or "
+        "run = \\[...] and push = \\[...].",
     ),
 ]
 Tuning = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import typer.main
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -207,6 +208,16 @@ def test_targets_lists_this_machine() -> None:
     assert sum(row["is_native"] for row in data["targets"]) <= 1
     assert {"x86-64-v3", "aarch64"} <= {row["name"] for row in data["targets"]}
     assert data["machine"]["cores"] >= 1
+
+
+def test_help_says_every_word_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        out, _ = invoke(name, "--help")
+        text = " ".join(out.split())
+        for option in command.params:
+            said = " ".join((option.help or "").replace("\\[", "[").split())
+            assert said in text, (name, option.name)
 
 
 def test_help_names_every_command() -> None:

@@ -35,7 +35,7 @@ WRONG = {  # statement: the compiler's code for what is wrong with it
 }
 OPTIONS = (
     "--strict", "--noEmit", "--noUncheckedIndexedAccess", "--module", "nodenext",
-    "--target", "es2022", "--lib", "es2022,dom", "--types", "",
+    "--target", "es2022", "--lib", "es2022,dom",
 )  # fmt: skip
 
 
