@@ -3,7 +3,7 @@
     y = If(true) <then_branch = {r = Relu(c)}, else_branch = {s = Sigmoid(c)}>    ->    r = Relu(c)
 
 Exported switches (training or not, with a cache or without) are such nodes; what follows then sees
-through them. Names of the branch that the graph already has are changed.
+through them. Names of the branch, of values and of nodes, that the graph already has are changed.
 
 Declines when: the condition is computed, or the branch gives one value twice. Loop and Scan are
 left as they are, with a reason.
@@ -55,6 +55,9 @@ class InlineIf(RewritePass):
         branch.remove(nodes)
         for value in (v for node in nodes for v in node.outputs if v.name):
             value.name = build.unique(str(value.name))
+        nodes_beside = Builder(build.graph, {str(n.name) for n in build.graph}, build.hint)
+        for node in (n for n in nodes if n.name):
+            node.name = nodes_beside.unique(str(node.name))
         build.nodes += nodes
         return made
 

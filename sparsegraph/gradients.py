@@ -23,10 +23,12 @@ _SEED = 0
 @dataclass(frozen=True)
 class Gradient:
     """Of one parameter, in its shape: `square` is the mean over calls of the squared gradient,
-    `mean` the mean gradient, None without a loss."""
+    `mean` the mean gradient, None without a loss. `parameter` itself tells which way a square
+    weight lies in a model that may have turned it."""
 
     square: Array
     mean: Array | None = None
+    parameter: Array | None = None
 
 
 def of_module(
@@ -58,8 +60,12 @@ def of_module(
     if n == 0:
         raise UsageError(message("gradients", "inputs", "none", "at least one", "pass inputs"))
     return {
-        name: Gradient(square[name] / n, None if loss is None else total[name] / n)
-        for name in named
+        name: Gradient(
+            square[name] / n,
+            None if loss is None else total[name] / n,
+            parameter.detach().cpu().numpy(),
+        )
+        for name, parameter in named.items()
     }
 
 

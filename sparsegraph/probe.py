@@ -21,6 +21,7 @@ from sparsegraph.errors import UsageError, message
 from sparsegraph.gradients import Gradient
 from sparsegraph.layers import Layer
 from sparsegraph.recipe import Recipe
+from sparsegraph.rewrite import FROM
 
 Array = np.ndarray[Any, Any]
 
@@ -66,20 +67,28 @@ def _given(layer: Layer, method: str, gradients: Mapping[str, Gradient]) -> Slop
     if found is None or (method == "taylor" and found.mean is None):
         need, fix = f"gradients of '{name}'", "take them of the module that was captured"
         raise UsageError(message("gradients", name, "none", need, fix))
-    square, mean = (None if a is None else _stored(layer, a) for a in (found.square, found.mean))
+    square, mean = (None if a is None else _stored(layer, a, found.parameter)
+                    for a in (found.square, found.mean))  # fmt: skip
     assert square is not None
     return Slope(layer.product(square), None if mean is None else layer.product(mean))
 
 
-def _stored(layer: Layer, array: Array) -> Array:
+def _stored(layer: Layer, array: Array, parameter: Array | None) -> Array:
     """In the shape of the stored weight; a linear layer's may have been turned on export."""
-    want = layer.array().shape
-    if array.shape != want and array.T.shape == want:
+    stored = layer.array()
+    fix = "take gradients of the module that was captured"
+    if array.shape != stored.shape and array.T.shape == stored.shape:
         return array.T
-    if array.shape != want:
-        fix = "take gradients of the module that was captured"
-        raise UsageError(message("gradients", layer.name, list(array.shape), list(want), fix))
-    return array
+    if array.shape != stored.shape:
+        found = list(array.shape)
+        raise UsageError(message("gradients", layer.name, found, list(stored.shape), fix))
+    if array.T.shape != array.shape or FROM not in layer.value.metadata_props:
+        return array
+    if parameter is None:
+        need = "the parameter too: a square weight may have been turned"
+        raise UsageError(message("gradients", layer.name, "gradients alone", need, fix))
+    plain, turned = (float(np.abs(stored - p).sum()) for p in (parameter, parameter.T))
+    return array if plain <= turned else array.T
 
 
 def output_slopes(

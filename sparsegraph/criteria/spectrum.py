@@ -2,9 +2,9 @@
 arXiv:2307.08982: pruning as spectrum-preserving sparsification).
 
 From the largest weights on, projected gradient steps on the fourth Schatten norm of what is lost,
-||W - W'||_4^4, move the kept weights against its largest singular values. On some of MiniLM's layers
-the spectral norm of the loss falls by 9 to 25 % against magnitude; sampling small entries and rescaling
-them, as that literature does, makes it 2.5 to 12 times as large.
+||W - W'||_4^4, move the kept weights against its largest singular values. On some of MiniLM's
+layers the spectral norm of the loss falls by 9 to 25 % against magnitude; sampling small entries
+and rescaling them, as that literature does, makes it 2.5 to 12 times as large.
 """
 
 from __future__ import annotations
