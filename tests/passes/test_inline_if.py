@@ -1,14 +1,16 @@
 """inline_if: the branch that runs, its names, its constants; what is left alone and why."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from sparsegraph.passes.inline_if import InlineIf
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 
+from sparsegraph.capture import load
 from sparsegraph.pipeline import optimize
 from sparsegraph.rewrite import Fuel
 from sparsegraph.verify import Session, compare, feeds_for
-from tests.passes.check import parse, run, weight
+from tests.passes.check import apply, parse, run, weight
 
 STEP = InlineIf()
 YES, NO = np.array(True), np.array([False])
@@ -66,6 +68,18 @@ def test_names_that_are_taken_change(second: str) -> None:
     names = [v.name for n in result.model.graph.all_nodes() for v in n.outputs]
     assert "Relu" in result.ops
     assert names.count("h") == 1
+
+
+def test_node_names_that_are_taken_change() -> None:
+    """Capture names the nodes of every branch alike; ONNX Runtime wants them apart in one graph."""
+    text = """g (float[4] x) => (float[4] y) {
+        a = If (on) <then_branch = t () => (float[4] c) { h = Relu(x)  c = Neg(h) },
+                     else_branch = e () => (float[4] b) { b = Abs(x) }>
+        y = If (on) <then_branch = t2 () => (float[4] c) { h = Sigmoid(a)  c = Neg(h) },
+                     else_branch = e2 () => (float[4] b) { b = Exp(x) }> }"""
+    model = load(ir.to_proto(parse(text, on=YES)))
+    names = [n.name for n in apply(STEP, model).model.graph]
+    assert len(set(names)) == len(names) == 4
 
 
 @pytest.mark.parametrize(
