@@ -82,13 +82,15 @@ def _stored(layer: Layer, array: Array, parameter: Array | None) -> Array:
     if array.shape != stored.shape:
         found = list(array.shape)
         raise UsageError(message("gradients", layer.name, found, list(stored.shape), fix))
-    if array.T.shape != array.shape or FROM not in layer.value.metadata_props:
+    if array.ndim != 2 or array.T.shape != array.shape:
         return array
-    if parameter is None:
+    if parameter is None and FROM in layer.value.metadata_props:
         need = "the parameter too: a square weight may have been turned"
         raise UsageError(message("gradients", layer.name, "gradients alone", need, fix))
-    plain, turned = (float(np.abs(stored - p).sum()) for p in (parameter, parameter.T))
-    return array if plain <= turned else array.T
+    if parameter is None:
+        return array
+    plain, turned = (abs(float(np.vdot(stored, p))) for p in (parameter, parameter.T))
+    return array if plain >= turned else array.T
 
 
 def output_slopes(

@@ -10,6 +10,7 @@ from sparsegraph import capture
 from sparsegraph.errors import UsageError
 from sparsegraph.gradients import Gradient, of_module
 from sparsegraph.layers import weighted
+from sparsegraph.pipeline import optimize
 from sparsegraph.probe import output_slopes
 from sparsegraph.prune import prune
 from sparsegraph.sensitivity import scan
@@ -65,6 +66,21 @@ def test_a_module_tells_which_units_count(method: str) -> None:
     density = (layer.matrix() != 0).mean(axis=1)
     assert density[1::2].mean() > 3 * density[::2].mean()
     assert pruned.density == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_square_weight_that_was_turned() -> None:
+    """The shape does not tell; the parameter beside its gradients does."""
+    torch.manual_seed(1)
+    module, x = torch.nn.Sequential(torch.nn.Linear(IN, IN), torch.nn.Tanh()), torch.randn(2, 4, IN)
+    found = of_module(module, [(x,)], lambda y, i: (y**2).sum())
+    model = optimize(capture(module, (x,))).model
+    (layer,) = weighted(prune(model, "taylor:0.5", gradients=found).model)
+    assert layer.node.op_type == "MatMul"
+    score = np.square(module[0].weight.detach().numpy() * found["0.weight"].mean)
+    np.testing.assert_array_equal(layer.matrix() != 0, score >= np.median(score))
+    alone = {name: Gradient(one.square, one.mean) for name, one in found.items()}
+    with pytest.raises(UsageError, match="the parameter too"):
+        prune(model, "taylor:0.5", gradients=alone)
 
 
 def test_runs_alone_tell_it_too() -> None:
