@@ -6,7 +6,7 @@ import pytest
 from sparsegraph import repair
 from sparsegraph.budget.allocate import ALLOCATIONS, lamp_score
 from sparsegraph.criteria.known import Known, output_error
-from sparsegraph.criteria.structure import OUTPUTS, Structure, keep_mask
+from sparsegraph.criteria.structure import OUTPUTS, Structure, keep_best, keep_mask
 from sparsegraph.criteria.table import CRITERIA
 from sparsegraph.sparsity import analyze
 
@@ -70,6 +70,15 @@ def test_masks_have_their_structure(structure: Structure, shape: tuple[int, int]
     keep = keep_mask(np.random.default_rng(SEED).random(shape), structure)
     assert groups_hold(keep, structure)
     assert keep.mean() == pytest.approx(1 - structure.target, abs=0.06)
+
+
+def test_a_zero_in_a_block_does_not_condemn_it() -> None:
+    """Weights are far below one, so a penalty of one per zero would outweigh the whole block."""
+    w = np.full((8, 6), 0.02)
+    w[:, 3:], w[0, :3], w[:, 5] = 0.001, 0.0, 0.0
+    for structure in (Structure(0.5, rows=8), Structure(0.5, channels=True).of(8, 1)):
+        kept = keep_best(w, np.abs(w), structure)[1]
+        assert kept[1].tolist() == [True, True, True, False, False, False]
 
 
 def test_the_check_of_structures_can_fail() -> None:

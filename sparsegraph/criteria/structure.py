@@ -75,9 +75,12 @@ def keep_mask(score: Array, structure: Structure) -> Array:
 def keep_best(
     w: Array, score: Array, structure: Structure, frozen: Array | None = None
 ) -> tuple[Array, Array]:
-    """(weights, mask) with the lowest scores zeroed; existing and frozen zeros go first."""
+    """(weights, mask) with the lowest scores zeroed; existing and frozen zeros go first.
+
+    In a block they count nothing: the block goes first only if it holds nothing else.
+    """
     zero = w == 0 if frozen is None else frozen | (w == 0)
-    keep = keep_mask(np.where(zero, -1.0, score), structure)
+    keep = keep_mask(np.where(zero, 0.0 if structure.has_blocks else -1.0, score), structure)
     if frozen is not None:
         keep &= ~frozen
     return np.where(keep, w, 0.0), keep
