@@ -47,6 +47,17 @@ def statistics(model: ir.Model) -> list[np.ndarray]:
     return [model.graph.initializers[name].const_value.numpy() for name in names]
 
 
+def test_shared_statistics_stay() -> None:
+    """One variance cannot suit two batch norms: both are left alone."""
+    text = TEXT.replace("float[16, 24, 1, 1] b", "float[24, 24, 1, 1] b").replace("16, 6", "24, 6")
+    text = text.replace("[16]", "[24]").replace("mean2, var2)", "mean2, var)")
+    generator = np.random.default_rng(SEED)
+    model = filled(text, lambda _, shape: np.abs(generator.normal(size=shape)) + 0.1)
+    mended = prune(model, "magnitude:0.5,batch_norm=yes,correct_bias=no", feeds(2)).model
+    shared = [x.graph.initializers["var"].const_value.numpy() for x in (model, mended)]
+    np.testing.assert_array_equal(*shared)
+
+
 @pytest.mark.parametrize("n_layers", [2, 12])
 def test_statistics_taken_anew_bring_the_outputs_nearer(n_layers: int) -> None:
     """Against nothing; a bias correction alone does the same in nets that are not deep."""

@@ -108,6 +108,16 @@ def test_channels_whose_order_matters_stay(old: str, new: str) -> None:
     np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
+def test_a_constant_that_something_else_reads_stays() -> None:
+    """The shift of the norm is an output's too: another order would show there."""
+    text = CONV.replace("c)\n}", "c)\n z = Neg(h)\n}").replace("6] y)", "6] y, float[16] z)")
+    model = network(text)
+    found = permute(model, 2, 4)
+    assert found.table == ()
+    runs = (onnx_runner(x, threads=1)(feed()) for x in (model, found.model))
+    np.testing.assert_array_equal(*runs)
+
+
 def test_a_recipe_permutes_first() -> None:
     model = encoder()
     plain, moved = (prune(model, f"wanda:2:4{x}", feeds()).model for x in ("", ",permute=yes"))
