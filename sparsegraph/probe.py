@@ -136,12 +136,15 @@ def _disturb(model: ir.Model, layer: Layer) -> str | None:
     out = node.outputs[0]
     if out.is_graph_output() or out.dtype is None:
         return None
-    tail = 0
+    stored = layer.array().shape
+    dims = [_n_outputs(layer)]
     if layer.is_convolution:
-        tail = layer.array().ndim - 2
-    elif layer.weight_at == 0:
-        tail = 1
-    name, shape = _input_name(layer), ir.Shape([_n_outputs(layer), *[1] * tail])
+        dims += [1] * (len(stored) - 2)
+    elif len(stored) > 2:  # a stack of weights, each with outputs of its own
+        dims = [*stored[:-2], 1, stored[-1]]
+    if not layer.is_convolution and layer.weight_at == 0:
+        dims = [*stored[:-1], 1] if len(stored) > 2 else [*dims, 1]
+    name, shape = _input_name(layer), ir.Shape(dims)
     given = ir.val(name, dtype=out.dtype, shape=shape)
     users = list(out.uses())
     add = ir.node("Add", [out, given], name=f"{layer.name}.disturbed")

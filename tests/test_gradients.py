@@ -14,6 +14,7 @@ from sparsegraph.pipeline import optimize
 from sparsegraph.probe import output_slopes
 from sparsegraph.prune import prune
 from sparsegraph.sensitivity import scan
+from tests.passes.check import parse, weight
 from tests.test_budget import encoder
 from tests.test_prune import feeds
 
@@ -104,6 +105,17 @@ def test_probes_leave_the_model_alone() -> None:
     }  # fmt: skip
     again = output_slopes(model, weighted(model), feeds(2))
     np.testing.assert_array_equal(found["up"], again["up"])
+
+
+def test_a_stack_of_weights_is_probed_one_by_one() -> None:
+    text = """g (float[3,5,8] x) => (float[3,5,2] y) {
+        h = MatMul(x, e)  r = Tanh(h)  y = MatMul(r, o) }"""
+    e, o = weight(3, 8, 16), weight(3, 16, 2)
+    o[1] *= 0.01
+    model = parse(text, e=e, o=o)
+    (layer, _) = weighted(model)
+    found = output_slopes(model, [layer], [{"x": weight(3, 5, 8)}])[layer.name].reshape(3, 16)
+    assert found[1].mean() < 0.5 * found[[0, 2]].mean()
 
 
 def test_what_is_missing_is_said() -> None:
