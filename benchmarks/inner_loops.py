@@ -8,7 +8,7 @@ How: `targets/inner_loop.py`. Cycles are estimates for the processor that LLVM s
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsegraph.targets.inner_loop import look
@@ -34,7 +34,10 @@ def kernel_for(target: Target, weight: str) -> Product:
         gather=None, density=density, is_shared=False, source=points, out=(1, points),
     )  # fmt: skip
     choice = (choose.dense if weight == "dense" else choose.coded)(problem, target)
-    return Product(choice.weight, choice.group, choice.split, target.lanes)
+    kernel = Product(choice.weight, choice.group, choice.split, target.lanes)
+    if weight == "dense":
+        return kernel
+    return replace(kernel, unit=target.index_unit, narrow=target.narrow_index)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,8 @@ NEON = Target(
     emulator=("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"),
     known_features=FEATURES,
     tile_vectors=WIDE_TILES,
+    narrow_index=True,
+    index_unit=4,
 )
 SVE_BITS = (256, 512)  # register lengths that targets declare, as features `sve256b`, `sve512b`
 _V82 = ("neon", "dotprod", "fullfp16")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sparsegraph.targets import emit
 from sparsegraph.targets.kernel import prim_func
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
 
 TOOL = "llvm-mca"
@@ -79,7 +79,7 @@ _RISCV = Syntax(
     fused=r"^(vfmacc\.v[fv]|vfmadd\.v[fv]|fmadd\.s)",
     product=r"^(vfmul\.v|fmul\.s)",
     load=r"^(vle32|flw)",
-    stack=r"\(sp\)",
+    stack=r"\(sp\)|^v[ls]\dr\w*\.v",  # whole registers: only spilled ones
     vector=r"\bv\d+\b|\bf[tsa]\d+\b",
 )
 _PTX = Syntax(
@@ -93,7 +93,7 @@ _PTX = Syntax(
 )
 _NAME = re.compile(  # as `Product.name` writes it
     r"(?:spmm|gemm)_f32_(dense|coded)_r(\d+)_v([\dx]+)_l(\d+)(?:_gather(\d))?(?:_b(\d+))?"
-    r"((?:_near|_far)*)"
+    r"((?:_near|_far|_narrow)*)(?:_unit(\d))?"
 )
 SYNTAX = {
     "x86_64": _X86, "aarch64": _A64, "armv7l": _A32, "riscv64": _RISCV, "armv7e-m": _A32,
@@ -163,7 +163,7 @@ def kernel_of(name: str) -> Product | None:
     found = _NAME.match(name)
     if found is None:
         return None
-    weight, group, split, lanes, step, batch, tail = found.groups()
+    weight, group, split, lanes, step, batch, tail, unit = found.groups()
     return Product(
         weight,
         int(group),
@@ -173,6 +173,8 @@ def kernel_of(name: str) -> Product | None:
         batch=int(batch or 1),
         near="_near" in tail,
         far="_far" in tail,
+        unit=int(unit or UNIT),
+        narrow="_narrow" in tail,
     )
 
 

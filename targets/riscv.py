@@ -30,6 +30,7 @@ GC = Target(
     code_features=("m", "a", "f", "d", "c"),
     abi="lp64d",
     tile_vectors=WIDE_TILES,
+    narrow_index=True,
 )
 
 

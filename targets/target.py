@@ -82,6 +82,8 @@ class Target:
             for a machine without an operating system; of GPUs the text of single kernels.
         c_flags: what the C compiler has to be told about the machine.
         tile_vectors: sizes of a tile of points in vectors, in order of preference.
+        narrow_index: loading four column indices one by one takes less than taking them apart.
+        index_unit: float32 values by which addresses are scaled for nothing.
     """
 
     name: str
@@ -103,6 +105,8 @@ class Target:
     output: Literal["library", "wasm", "c", "bare", "ptx"] = "library"
     c_flags: tuple[str, ...] = ()
     tile_vectors: tuple[int, ...] = NARROW_TILES
+    narrow_index: bool = False
+    index_unit: int = 2
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""

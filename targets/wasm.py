@@ -22,6 +22,7 @@ SIMD = Target(
     known_features=(Feature("simd128"), Feature("relaxed-simd", ("simd128",))),
     output="wasm",
     tile_vectors=WIDE_TILES,
+    narrow_index=True,
 )
 
 TARGETS = [SIMD]

@@ -15,7 +15,7 @@ from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.product import UNIT, Product
+from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 _FAR = 2.5  # level 1 caches; a panel above it is asked for ahead (a gain of 5 %, below a loss)
@@ -259,10 +259,12 @@ def step_product(
         packed = formats.pack_dense(matrix, choice.group, choice.tile, chunks)
     else:  # a gathered panel ends where its tile ends
         reach = choice.tile // 2 if step is None else 0
-        distance, odd = divmod(x.fm.row if step is None else kernel.panel_row, UNIT)
+        unit = target.index_unit
+        distance, odd = divmod(x.fm.row if step is None else kernel.panel_row, unit)
         near = not odd and (choice.tile + reach) * distance <= formats.MOST
         far = 4 * choice.tile * layer.row > _FAR * target.l1_bytes
-        kernel = replace(kernel, near=near, far=far)
+        narrow = target.narrow_index
+        kernel = replace(kernel, near=near, far=far, unit=unit, narrow=narrow)
         packed = formats.pack_coded(
             matrix, choice.group, choice.tile, chunks,
             reach=reach, step=distance if near else 1,
@@ -273,7 +275,8 @@ def step_product(
     args.append(b.weight(f"{name}.rows", packed.slots))
     args.append(b.weight(f"{name}.chunks", packed.chunks))
     if choice.weight == "coded":
-        args.append(b.weight(f"{name}.columns", packed.column_index))
+        index = packed.column_index
+        args.append(b.weight(f"{name}.columns", index.view(np.uint16) if kernel.narrow else index))
         args.append(b.weight(f"{name}.runs", packed.runs))
     if step is not None and window is not None:
         first, second = tables(window, x.fm, y, lanes)

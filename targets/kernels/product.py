@@ -44,8 +44,10 @@ class Product:
         operands: per operand `same` (feature-major like y) or `feature` (one value per row).
         batch: number of matrices of equal shape; image i takes matrix i modulo batch, one chunk of
             the packed weights each.
-        near: column indices of `coded` are distances in the panel, in `UNIT`s; else columns.
+        near: column indices of `coded` are distances in the panel, in `unit`s; else columns.
         far: the panel is larger than the level 1 cache: its rows are asked for a few quads ahead.
+        unit: float32 values that `near` counts (`Target.index_unit`).
+        narrow: column indices of `coded` are loaded one by one (`Target.narrow_index`).
     """
 
     weight: str
@@ -58,6 +60,8 @@ class Product:
     batch: int = 1
     near: bool = False
     far: bool = False
+    unit: int = UNIT
+    narrow: bool = False
 
     @property
     def vectors(self) -> int:
@@ -84,7 +88,8 @@ class Product:
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         kinds = "".join(k[0] for k in self.operands)
         source += f"_b{self.batch}" if self.batch > 1 else ""
-        source += "_near" * self.near + "_far" * self.far
+        source += "_near" * self.near + "_far" * self.far + "_narrow" * self.narrow
+        source += f"_unit{self.unit}" if self.unit != UNIT else ""
         return f"{kind}_f32_{self.weight}_{shape}{source}{tail}{'_' + kinds if kinds else ''}"
 
     @property
@@ -96,7 +101,7 @@ class Product:
             "slots:int32* chunks:int32* "
         )
         if self.weight == "coded":
-            text += "column_index:int64* counts:int32* "
+            text += f"column_index:{'uint16' if self.narrow else 'int64'}* counts:int32* "
         if self.gather is not None:
             text += gather.PARAMS[self.gather == gather.FLAT]
         for i, kind in enumerate(self.operands):
@@ -353,7 +358,9 @@ class _Quads:
         self.e, self.lanes, self.panel = emitter, emitter.spec.lanes, panel
         self.value, self.column = value, column
         near = emitter.spec.near
-        self.step = const(UNIT, emitter.index) if near else emitter.wide(emitter.panel_row)
+        self.step = (
+            const(emitter.spec.unit, emitter.index) if near else emitter.wide(emitter.panel_row)
+        )
         self.is_wide = self.lanes % QUAD == 0
         width = self.lanes if self.is_wide else 1
         self.quad = [Cell("float32", width) for _ in range(1 if self.is_wide else QUAD)]
@@ -369,7 +376,11 @@ class _Quads:
         return self._addresses(at)
 
     def _addresses(self, at: Expr) -> list[Expr]:
-        word = bind(load(self.e.a["column_index"], self.column + self.e.wide(at)))
+        index, quad = self.e.a["column_index"], self.column + self.e.wide(at)
+        if self.e.spec.narrow:
+            parts = [self.e.wide(load(index, quad * QUAD + i)) for i in range(QUAD)]
+            return [self.panel + k * self.step for k in parts]
+        word = bind(load(index, quad))
         mask = const(0xFFFF, "int64")
         parts = [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
         return [self.panel + k * self.step for k in parts]

@@ -85,10 +85,43 @@ def test_the_innermost_loop_with_the_most_work_is_found() -> None:
     assert sum(bool(re.search(syntax.load, x)) for x in body) == 1
 
 
-def test_a_block_that_is_too_large_spills() -> None:
-    target = targets.get("aarch64")
-    kernel = Product("dense", 7, (4,), 4)
-    assert inner_loop.look(target, kernel).spills > 0
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("aarch64", Product("dense", 7, (4,), 4)),
+        ("riscv64", Product("dense", 8, (4,), 1)),
+        ("riscv64-v128", Product("coded", 2, (8,), 4)),
+    ],
+    ids=str,
+)
+def test_a_block_that_is_too_large_spills(name: str, kernel: Product) -> None:
+    assert inner_loop.look(targets.get(name), kernel).spills > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "spilled"),
+    [
+        ("vl2r.v v12, (s0)", True), ("vs1r.v v8, (a2)", True), ("vl1re32.v v8, (a2)", True),
+        ("sd a0, 16(sp)", True), ("vle32.v v12, (s0)", False), ("vse32.v v12, (s0)", False),
+    ],
+)  # fmt: skip
+def test_spills_of_whole_vector_registers_count(line: str, spilled: bool) -> None:
+    assert bool(re.search(inner_loop.SYNTAX["riscv64"].stack, line)) == spilled
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [("aarch64", 2), ("aarch64-sve256", 2), ("riscv64", 4), ("riscv64-v128", 4)],
+)
+def test_indices_loaded_one_by_one_take_less(name: str, saved: int) -> None:
+    target = targets.get(name)
+    assert target.narrow_index
+    kernel = dataclasses.replace(inner_loops.kernel_for(target, "coded"), near=True)
+    whole = dataclasses.replace(kernel, narrow=False, unit=2)
+    loops = [inner_loop.look(target, k) for k in (whole, kernel)]
+    assert loops[0].fused == loops[1].fused
+    assert loops[0].instructions - loops[1].instructions >= saved
+    assert loops[1].spills == 0
 
 
 def test_estimates_are_of_one_round() -> None:
@@ -116,6 +149,8 @@ def test_kernels_are_known_by_their_names() -> None:
         Product("dense", 8, (1,), 4, batch=16),
         Product("coded", 2, (4,), 8, 0, near=True, far=True),
         Product("coded", 1, (7,), 16),
+        Product("coded", 2, (8,), 4, near=True, unit=4, narrow=True),
+        Product("coded", 2, (8,), 1, narrow=True),
     ):
         assert inner_loop.kernel_of(kernel.name) == kernel
         assert inner_loop.kernel_of(dataclasses.replace(kernel, epilogue=relu).name) == kernel

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.product import UNIT, Product, reference
+from sparsegraph.targets.kernels.product import Product, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 from sparsegraph import formats, targets
@@ -65,7 +65,7 @@ def run(
     yl = with_block(blocked(images, rows, points, 1, TARGET), kernel.block)
     y = host.empty(yl.size + 64)
     if kernel.weight == "coded":
-        step = xl.row // UNIT if kernel.near else 1
+        step = xl.row // kernel.unit if kernel.near else 1
         packed = formats.pack_coded(weight, kernel.group, tile, chunks, reach=reach, step=step)
     else:
         packed = formats.pack_dense(weight, kernel.group, tile, chunks)
@@ -74,7 +74,9 @@ def run(
                        host.aligned(packed.values), host.aligned(packed.slots),
                        host.aligned(packed.chunks)]  # fmt: skip
     if kernel.weight == "coded":
-        args += [host.aligned(packed.column_index), host.aligned(packed.runs)]
+        index = packed.column_index
+        index = index.view(np.uint16) if kernel.narrow else index
+        args += [host.aligned(index), host.aligned(packed.runs)]
     for value, kind in zip(operands, kernel.operands):
         if kind == "feature":
             args.append(host.aligned(value))
@@ -109,6 +111,23 @@ def test_every_variant_equals_the_reference(
         for i in range(2):
             error = np.abs(got[i] - reference(weight, x[i], bias)).max()
             assert error <= bound(weight, x[i])
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4)])
+@pytest.mark.parametrize("lanes", [4, 1])
+def test_indices_loaded_one_by_one(lanes: int, near: bool, unit: int, group: int) -> None:
+    """Whatever this machine is, as those with `Target.narrow_index` read their weights."""
+    kernel = Product("coded", group, (5,), lanes, near=near, far=near, unit=unit, narrow=True)
+    rng = np.random.default_rng(5)
+    weight = sparse((19, 61), 0.3, 5)
+    weight *= weight[np.arange(19) // 2 * 2] != 0
+    x = rng.standard_normal((2, 61, 47)).astype(np.float32)
+    bias = rng.standard_normal(19).astype(np.float32)
+    got = run(kernel, weight, x, bias, 24, 2, [], reach=12)
+    for i in range(2):
+        error = np.abs(got[i] - reference(weight, x[i], bias)).max()
+        assert error <= bound(weight, x[i])
 
 
 @pytest.mark.parametrize(("tree", "kinds"), EPILOGUES, ids=str)
