@@ -66,10 +66,12 @@ def _read_mask(text: str, file: Path) -> dict[str, Keep]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            message("--member", text, found, "a number or a file", "fix it")
-        ) from error
+        found = getattr(error, "strerror", None) or f"no JSON: {error}"
+        need, fix = (
+            f"a share, or {file} to hold a mask",
+            'write {"group": 0.5} or {"group": [0, 2]}',
+        )
+        raise UsageError(message("--member", text, found, need, fix)) from error
     if not isinstance(held, dict) or not all(_is_keep(one) for one in held.values()):
         need = '{"group": 0.5, "other": [0, 2]}'
         raise UsageError(message("--member", text, "another layout", need, f"change {file.name}"))

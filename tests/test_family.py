@@ -118,7 +118,7 @@ def test_command(tmp_path: Path) -> None:
     [
         (["half"], "NAME=SHARE or a mask"),
         (["a=0.5", "a=0.25"], "each name once"),
-        (["a=missing.json"], "FileNotFoundError"),
+        (["a=missing.json"], "No such file"),
         (["a=LIST"], "another layout"),
         (["a=WORDS"], "another layout"),
         (["a=NAMES"], "another layout"),

@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.graph import constant, input_at, int_attribute, is_constant, is_op
-from sparsegraph.structure import carried
+from sparsegraph.structure import layer_norm
 from sparsegraph.structure.align import align, right
 from sparsegraph.structure.cut import Cut
 from sparsegraph.structure.known import Known, Knowns, evaluate
 from sparsegraph.structure.signs import is_positive
 from sparsegraph.structure.ties import Ties, shape_of
+
+_FULL = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 def tie_pointwise(t: Ties, node: ir.Node) -> None:
@@ -137,13 +139,19 @@ def tie_feature_norm(t: Ties, node: ir.Node) -> None:
 def _obstacle(t: Ties, node: ir.Node) -> str:
     if not t.policy.carry_mean:
         return ""
-    return ": its mean is carried over one axis with constant scales only"
+    return ": its mean is carried over one axis, with constant scales, in float or double only"
 
 
 def _is_exact(t: Ties, node: ir.Node, first: int) -> bool:
-    """True for a norm over one axis with constant scales, in which zeros can be counted."""
+    """True for a norm over one axis with constant scales, in which zeros can be counted.
+
+    A LayerNormalization of half floats computes in float; plain operators in its place would not.
+    """
     last = len(shape_of(node.outputs[0])) - 1
-    wanted = t.policy.rescale if is_op(node, "RMSNormalization") else t.policy.carry_mean
+    is_full = node.inputs[0] is not None and node.inputs[0].dtype in _FULL
+    wanted = t.policy.carry_mean and is_full
+    if is_op(node, "RMSNormalization"):
+        wanted = t.policy.rescale
     vectors = [v for v in node.inputs[1:] if v is not None]
     size = shape_of(node.inputs[0])[last]
     return (
@@ -161,7 +169,7 @@ def cut_feature_norm(cut: Cut, node: ir.Node) -> None:
         return
     if not is_op(node, "RMSNormalization"):
         if cut.analysis.ties.policy.carry_mean:
-            carried.replace(cut, node, n, m)
+            layer_norm.carry_mean(cut, node, n, m)
         return
     assert scale is not None
     moved = (scale.astype(np.float64) * np.sqrt(n / m)).astype(scale.dtype)

@@ -244,6 +244,15 @@ def test_layer_norms_that_cannot_carry_a_mean(norm: str, arrays: dict[str, np.nd
     assert "LayerNormalization_1: LayerNormalization over the features: its mean is" in reasons
 
 
+def test_a_layer_norm_of_half_floats_carries_no_mean() -> None:
+    text = """g (float16[1,4,8] x) => (float16[1,4,5] y) {
+        h = MatMul(x, w)  n = LayerNormalization<axis=-1>(h, s)  y = MatMul(n, v) }"""
+    shapes = {"w": (8, 6), "v": (6, 5), "s": (6,)}
+    model = parse(text, **{k: weight(*shape).astype(np.float16) for k, shape in shapes.items()})
+    frozen = analyse(model, Policy(rescale=True, carry_mean=True)).ties.freezes
+    assert any("in float or double only" in one.reason for one in frozen)
+
+
 def test_the_stream_of_an_encoder_is_cut_exactly() -> None:
     model = load(encoder("none"))
     done = shrink(model, 0.5, carry_mean=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsegraph.structure.cut import Cut
 
 
-def replace(cut: Cut, node: ir.Node, n: int, m: int) -> None:
+def carry_mean(cut: Cut, node: ir.Node, n: int, m: int) -> None:
     """Plain operators instead of a LayerNormalization over the last axis, `m` of `n` features."""
     graph, out = cut.analysis.graph, node.outputs[0]
     data = node.inputs[0]
