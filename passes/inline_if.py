@@ -34,10 +34,8 @@ class InlineIf(RewritePass):
         branch = _branch(node)
         if branch is None:
             return decline(node, "If: its condition is computed")
-        if len(set(branch.outputs)) < len(branch.outputs):
-            return decline(
-                node, "If: a branch gives one value twice"
-            )  # ONNX Runtime 1.31 zeros one
+        if len(set(branch.outputs)) < len(branch.outputs):  # ONNX Runtime 1.31 zeros one
+            return decline(node, "If: a branch gives one value twice")
         return node
 
     def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +128,18 @@ def _time(device: Device, target: Target, files: Sequence[Path]) -> DeviceTime:
     try:
         _check(device, target)
     except SparsegraphError as error:
-        return _with(blank, attempts=0, error=str(error))
+        return replace(blank, attempts=0, error=str(error))
     failure = DeviceError("", "")
     for attempt in range(1, device.retries + 2):
         try:
-            return _with(blank, attempts=attempt, **_result(device, files))
+            return replace(blank, attempts=attempt, **_result(device, files))
         except DeviceError as error:
             failure = error
             if attempt <= device.retries:
                 time.sleep(attempt * device.wait_s)
     tried = f"{failure.found} ({device.retries + 1} attempts)"
     text = message("device", device.name, tried, "the bundle's timing", failure.fix)
-    return _with(blank, attempts=device.retries + 1, error=text)
-
-
-def _with(row: DeviceTime, **changes: Any) -> DeviceTime:
-    return DeviceTime(**{**row.__dict__, **changes})
+    return replace(blank, attempts=device.retries + 1, error=text)
 
 
 def _check(device: Device, target: Target) -> None:
