@@ -109,6 +109,16 @@ def test_pointwise_output_of_whole_tiles_is_written_where_the_caller_wants_it(
     assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-5
 
 
+@pytest.mark.parametrize(("c_in", "is_copied"), [(16, False), (512, True)])
+def test_partial_sums_do_not_wait_in_planes_beyond_the_cache(c_in: int, is_copied: bool) -> None:
+    c_out = targets.native().l2_bytes // (4 * 64 * 64) + 1
+    proto = zoo.build("conv", c_in=c_in, c_out=c_out, kernel=1, size=64)
+    proto = benchmarks.prune.magnitude(proto, 0.1, layers=lambda _: True)
+    (segment,) = compile(proto, check=False, keep_native=True).session.manifest["segments"]
+    kernels = [step["kernel"] for step in segment["steps"]]
+    assert any(name.startswith("copy_f32_exact_result") for name in kernels) == is_copied
+
+
 def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
     proto = zoo.build("conv", c_in=64, c_out=64, size=14, stride=2)
     compiled = compile(proto, check=False)
