@@ -34,11 +34,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sparsegraph import memory, runtime
 from sparsegraph.errors import UsageError, message
 from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
+from sparsegraph.progress import Progress, silent
 from sparsegraph.targets import bundle, driver, emit, features, link
 from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.target import Target
 
-Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 Check = Callable[[Path], Mapping[str, JsonValue]]
 
 _ALIGNMENT = 64
@@ -197,7 +197,7 @@ def write(
     with _output_errors(output), _sibling(output) as folder:
         codes = [*better, Code(target, plan)]
         placed, n_weight_bytes = _place([c.plan for c in codes], folder / runtime.WEIGHTS)
-        used = _build_library(codes, placed, n_weight_bytes, folder, progress or _silent)
+        used = _build_library(codes, placed, n_weight_bytes, folder, progress or silent)
         _write_fallbacks(plan, folder)
         manifest = _manifest(codes, placed, meta, _members(folder))
         manifest = manifest.model_copy(update={"footprint": used})
@@ -207,10 +207,6 @@ def write(
             _write_manifest(manifest, folder)
         _publish(folder, output)
     return manifest
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress of a caller that asked for none."""
 
 
 # ---------------------------------------------------------------- weights

@@ -10,7 +10,7 @@ import re
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,12 +20,12 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import UsageError, message
+from sparsegraph.progress import Progress, silent
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.timing import interleave, pinned
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
-Progress = Callable[[str, int, int], None]
 
 _PROFILED_RUNS = 7
 
@@ -99,7 +99,7 @@ def bench(
     """
     from sparsegraph import verify
 
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     feed = verify.feeds_for(model, n=2)[1] if feed is None else feed
     names = [o.name for o in session.get_outputs()]
     with pinned(threads):

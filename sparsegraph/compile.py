@@ -24,6 +24,7 @@ from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
 from sparsegraph.lower.choose import Decide
 from sparsegraph.program import Plan
+from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets import codes, runs_here
@@ -33,7 +34,6 @@ from sparsegraph.tuning import Tuning
 
 TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
 WORTHWHILE = 1.02  # below this estimate of speed the whole model is left to ONNX Runtime
-Progress = Callable[[str, int, int], None]
 Shapes = Mapping[str, int | Sequence[int]]
 
 
@@ -137,7 +137,7 @@ def compile(
         UnsupportedError: a node or the target cannot be compiled.
         VerifyError: the outputs differ from ONNX Runtime's.
     """
-    report = progress or _silent
+    report = progress or silent
     machines = codes(target) if isinstance(target, str) else [target]
     machine = machines[-1]
     if machine.output == "ptx":
@@ -235,10 +235,6 @@ def load(
     if example_inputs is not None:
         return capture(source, example_inputs, shapes)
     return load_onnx(source, shapes)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress of a caller that asked for none."""
 
 
 def _prove(models: Sequence[ir.Model], folder: Path, threads: int) -> dict[str, Any]:

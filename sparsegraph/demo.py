@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from sparsegraph import demo_model, explain
 from sparsegraph.bench import Bench, bench
 from sparsegraph.demo_model import Quality
 from sparsegraph.inspect import Inspection, inspect
+from sparsegraph.progress import Progress, silent
 
 RECIPE = "admm:0.6"  # the method that costs the demo's ranking least at this many zeros
 N_CALIBRATION = 96
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run(
     from sparsegraph.compile import compile as build
     from sparsegraph.prune import prune
 
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     watch = _Watch()
     job = demo_model.load(n_pairs=pairs, n_calibration=calibration)
     watch.lap("load")

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +20,9 @@ from typing import Any
 from sparsegraph import runtime, targets
 from sparsegraph.devices import Device, DeviceError
 from sparsegraph.errors import SparsegraphError, UnsupportedError, UsageError, message
+from sparsegraph.progress import Progress, silent
 from sparsegraph.targets import bundle, link
 from sparsegraph.targets.target import Target
-
-Progress = Callable[[str, int, int], None]
 
 _PROGRAM = "bench"
 
@@ -90,7 +89,7 @@ def bench(path: Path, devices: Sequence[Device], progress: Progress | None = Non
         UsageError: `path` is no bundle with a library.
         UnsupportedError: there is no C compiler for its target.
     """
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     manifest = runtime.read_manifest(path)
     text = str(manifest["target"]["text"])
     if not (path / bundle.LIBRARY).is_file() or any(path.glob("fallback_*.onnx")):

@@ -7,7 +7,7 @@ next compilation measures only what is new, and the same file gives the same art
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,10 @@ from sparsegraph.lower import trial
 from sparsegraph.lower.choose import candidates
 from sparsegraph.lower.problem import Choice, Operands, Problem
 from sparsegraph.machine import cpu_name
+from sparsegraph.progress import Progress
 from sparsegraph.targets import runs_here
 from sparsegraph.targets.target import Target
 from sparsegraph.tuning import Measured, Tuning, default_path, kernel_digest, key
-
-Progress = Callable[[str, int, int], None]
 
 _MOST = 6  # candidates that are measured
 _WORTH = 1.6  # of the best prediction; the model is off by less on 99 of 100 layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -14,12 +14,12 @@ from sparsegraph.budget.search import Found, within_drop
 from sparsegraph.budget.table import Table, tabulate
 from sparsegraph.calibrate import Feed
 from sparsegraph.errors import UsageError, message
+from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned, prune
 from sparsegraph.recipe import Recipe
 from sparsegraph.sensitivity import Loss
 
 DROP = "max-drop"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def prune_within(
     feeds, ((kind, text),) = list(calibration), limits.items()
     budget = None if kind == DROP else Budget.parse(kind, text)
     most = _share(text) if budget is None else 0.0
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     table = tabulate(
         model, recipe, feeds, target=target, loss=loss,
         progress=lambda done, n, _: report("measure layers", done, n),
