@@ -5,6 +5,7 @@ program that a C compiler of this machine makes of it.
 """
 
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sparsegraph.targets import link
 from sparsegraph.targets.target import Target
 
 import benchmarks.prune
-from benchmarks import real_models, zoo
+from benchmarks import bare_pc, real_models, zoo
 from sparsegraph import targets, verify
 from sparsegraph.compile import Compiled, compile, load
 
@@ -130,8 +131,17 @@ def command(target: Target, bundle: Path) -> list[object]:
         return [*target.emulator, MODULE_RUNNER, bundle]
     if target.output == "c":
         return [build_source(bundle, "gcc"), bundle / "weights.bin", 1]
+    if is_bare_pc(target):
+        cpu = bare_pc.CPUS[target.name]
+        return [sys.executable, bare_pc.__file__, "--cpu", cpu, bundle]
     program = build_runner(target, bundle)
     return [*emulator(target), program, bundle / "weights.bin", 1]
+
+
+def is_bare_pc(target: Target) -> bool:
+    """True if the target's bundles run here on the bare PC that Bochs emulates."""
+    here = targets.runs_here(target) or target.emulator
+    return not here and bare_pc.can_run(str(target))
 
 
 def emulator(target: Target) -> tuple[str, ...]:

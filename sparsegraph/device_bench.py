@@ -1,4 +1,4 @@
-"""Times a bundle on the devices of an inventory, all of them at once, each in its own time.
+"""Times a bundle on the devices of an inventory: all machines at once, each in its own time.
 
 The bundle's `bench.c` is linked here for the machine that the bundle is for, copied with library
 and weights, run, and its JSON brought back. A device that does not answer is a row with the reason.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sparsegraph import runtime, targets
@@ -102,7 +103,8 @@ def bench(path: Path, devices: Sequence[Device], progress: Progress | None = Non
         found: dict[str, DeviceTime] = {}
         report("devices", 0, len(devices))
         with ThreadPoolExecutor(len(devices)) as pool:
-            jobs = [pool.submit(_time, device, target, files) for device in devices]
+            turns = {device.place: Lock() for device in devices}
+            jobs = [pool.submit(_time, d, target, files, turns[d.place]) for d in devices]
             for job in as_completed(jobs):
                 found[job.result().device] = job.result()
                 report("devices", len(found), len(devices))
@@ -121,8 +123,8 @@ def _files(path: Path, target: Target, folder: Path) -> list[Path]:
     return [folder / _PROGRAM, folder / bundle.LIBRARY, folder / runtime.WEIGHTS]
 
 
-def _time(device: Device, target: Target, files: Sequence[Path]) -> DeviceTime:
-    """One device, as often as it takes; never raises."""
+def _time(device: Device, target: Target, files: Sequence[Path], turn: Lock) -> DeviceTime:
+    """One device, as often as it takes, while nothing else is timed there; never raises."""
     blank = DeviceTime(device.name, device.target or str(target), device.threads, device.repeats, 0)
     try:
         _check(device, target)
@@ -131,7 +133,8 @@ def _time(device: Device, target: Target, files: Sequence[Path]) -> DeviceTime:
     failure = DeviceError("", "")
     for attempt in range(1, device.retries + 2):
         try:
-            return replace(blank, attempts=attempt, **_result(device, files))
+            with turn:
+                return replace(blank, attempts=attempt, **_result(device, files))
         except DeviceError as error:
             failure = error
             if attempt <= device.retries:

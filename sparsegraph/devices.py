@@ -37,6 +37,7 @@ from sparsegraph.targets.target import PACKAGES
 
 _CONNECT_S = 10
 _SSH = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}")
+_ROOM = 'mkdir -p "$0" && cd "$0" && rm -f "$@"'  # no file that still runs is overwritten
 _HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@:\[\]-]*"
 _FOLDER = r"[A-Za-z0-9_/][A-Za-z0-9_./-]*"
 
@@ -106,6 +107,11 @@ class Device(BaseModel):
         """True if files stay where they are, as for an emulator."""
         return not self.ssh and not self.push
 
+    @property
+    def place(self) -> str:
+        """Where it measures: devices of one place take turns."""
+        return self.ssh or self.name
+
     def copying(self, files: Sequence[Path]) -> list[Words]:
         """The commands that bring `files` to the device."""
         if self.is_here:
@@ -113,7 +119,8 @@ class Device(BaseModel):
         names = [str(f) for f in files]
         if self.ssh:
             to = f"{self.ssh}:{self.folder}/"
-            return [self.command("mkdir", "-p", self.folder), ("scp", "-q", *_SSH, *names, to)]
+            room = self.command("sh", "-c", _ROOM, self.folder, *(f.name for f in files))
+            return [room, ("scp", "-q", *_SSH, *names, to)]
         return [tuple(_filled(self.push, "{files}", names, {"{folder}": self.folder}))]
 
     def command(self, *words: str) -> Words:

@@ -39,6 +39,8 @@ PACKAGES = {  # command -> Debian package
     "qemu-arm": "qemu-user",
     "qemu-riscv64": "qemu-user",
     "qemu-x86_64": "qemu-user",
+    "bochs": "bochs bochs-term",
+    "sshd": "openssh-server",
 }
 
 

@@ -1,0 +1,72 @@
+"""AVX-512 code, run: bundles on a CPU that Bochs emulates, where this machine may have no such."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bare_pc, bundles
+from sparsegraph import targets
+from sparsegraph.compile import Compiled
+from tests.targets import cross
+from tests.targets.test_cortex_m import SmallMobilenet
+
+SKYLAKE, HASWELL = bare_pc.CPUS["x86-64-v4"], bare_pc.CPUS["x86-64-v3"]
+NEHALEM, PENRYN = "corei5_lynnfield_750", "core2_penryn_t9600"
+LEVELS = "x86-64-v4+x86-64-v3+x86-64-v2"
+CASES = {"digits_cnn": lambda density: cross.Case("digits_cnn", density),
+         "small_mobilenet": SmallMobilenet}  # fmt: skip
+
+
+def run(case: bundles.Case, compiled: Compiled, cpu: str, folder: Path) -> int:
+    """Compare with ONNX Runtime; the number of the code that the library picked."""
+    inputs = [f.read_bytes() for f in case.write_inputs(compiled, folder)]
+    code, outputs = bare_pc.run(compiled.path, inputs, cpu)
+    (folder / "out").write_bytes(outputs[0])
+    assert case.compare(compiled, [folder / "out"]) <= cross.LIMIT
+    return code
+
+
+@pytest.mark.parametrize(
+    ("model", "density"),
+    [("digits_cnn", 1.0), ("digits_cnn", 0.2), ("digits_cnn", 0.1), ("small_mobilenet", 0.1)],
+)
+def test_models_equal_onnx_runtime(model: str, density: float, tmp_path: Path) -> None:
+    cross.require(bare_pc.EMULATOR, "gcc")
+    case = CASES[model](density)
+    compiled = case.compile("x86-64-v4", tmp_path / "m.sg")
+    assert run(case, compiled, SKYLAKE, tmp_path) == 0
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory: pytest.TempPathFactory) -> tuple[bundles.Case, Compiled]:
+    cross.require(bare_pc.EMULATOR, "gcc")
+    case = CASES["small_mobilenet"](0.1)
+    return case, case.compile(LEVELS, tmp_path_factory.mktemp("levels") / "m.sg")
+
+
+@pytest.mark.parametrize(("cpu", "code"), [(SKYLAKE, 0), (HASWELL, 1), (NEHALEM, 2)])
+def test_the_cpu_picks_the_code(
+    cpu: str, code: int, levels: tuple[bundles.Case, Compiled], tmp_path: Path
+) -> None:
+    assert run(*levels, cpu, tmp_path) == code
+
+
+def test_failures_are_told(levels: tuple[bundles.Case, Compiled], tmp_path: Path) -> None:
+    case, compiled = levels
+    inputs = [f.read_bytes() for f in case.write_inputs(compiled, tmp_path)]
+    with pytest.raises(bare_pc.Failed, match="error: the CPU lacks"):
+        bare_pc.run(compiled.path, inputs, PENRYN)
+    broken = tmp_path / "m.sg"
+    shutil.copytree(compiled.path, broken)
+    (broken / "model.so").write_bytes(bytes(4096))
+    with pytest.raises(bare_pc.Failed, match="error: the library lacks sg_n_inputs"):
+        bare_pc.run(broken, inputs, SKYLAKE)
+
+
+def test_only_machines_that_are_not_this_one_are_emulated() -> None:
+    assert not bundles.is_bare_pc(targets.get("aarch64"))
+    assert not bundles.is_bare_pc(targets.get("x86-64-v2"))
+    target = targets.get("x86-64-v4")
+    cross.require(bare_pc.EMULATOR)
+    assert bundles.is_bare_pc(target) != targets.runs_here(target)
