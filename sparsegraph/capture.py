@@ -20,7 +20,13 @@ from onnx_ir.passes import common
 from sparsegraph import isolate
 from sparsegraph.errors import CaptureError, SparsegraphError, message
 from sparsegraph.graph import all_values, opset, static_shape
-from sparsegraph.onnx_file import check_external_data, densify, read_proto, without_large_weights
+from sparsegraph.onnx_file import (
+    check_external_data,
+    densify,
+    embed_tensors,
+    read_proto,
+    without_large_weights,
+)
 from sparsegraph.shapes import Shapes, bind, fill_from_run
 from sparsegraph.verify import Session, compare, feeds_for, tolerance
 
@@ -132,6 +138,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     ):
         model = step(model).model
+    embed_tensors(model)
     _strip_private_metadata(model)
     _check_domains(model, name)
     bind(model, name, shapes)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from sparsegraph.errors import CaptureError, message
+from sparsegraph.graph import NUMPY_DTYPES
 
 _DETACH_BYTES = 1024
 _LARGEST_DENSE = 16 << 30
@@ -65,6 +66,23 @@ def densify(proto: onnx.ModelProto) -> onnx.ModelProto:
     for function in proto.functions:
         _densify_nodes(function.node)
     return proto
+
+
+def embed_tensors(model: ir.Model) -> None:
+    """Read external tensors that cannot travel apart from the graph into memory.
+
+    PyTorch's exporter writes all tensors beside the model. onnx's checker and ONNX Runtime get the
+    graph without its folder, and apart from it only the main graph's large tensors of plain types.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            is_plain = tensor.dtype in NUMPY_DTYPES
+            if graph is not model.graph or tensor.nbytes <= _DETACH_BYTES or not is_plain:
+                array = tensor.numpy().copy()
+                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
 
 
 def without_large_weights(

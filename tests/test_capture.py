@@ -207,6 +207,27 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.numpy(), weight(64, 32))
 
 
+@pytest.mark.parametrize("size", [2, 64])
+def test_small_external_data_is_read(size: int, tmp_path: Path) -> None:
+    """As PyTorch's exporter writes it: every tensor beside the model, biases and shapes too."""
+    text = (
+        "g (float[1,4] x, bool c) => (float[1,S] z) { y = MatMul(x, w)  r = Add(y, b) "
+        "z = If(c) <then_branch = t () => (float[1,S] p) { p = Relu(r) }, "
+        "else_branch = e () => (float[1,S] q) <float[S,S] inner> { q = MatMul(r, inner) }> }"
+    )
+    want = proto(text.replace("S", str(size)), w=weight(4, size), b=weight(size))
+    inner = want.graph.node[-1].attribute[1].g
+    inner.initializer.append(numpy_helper.from_array(weight(size, size), "inner"))
+    del inner.value_info[:]
+    held = onnx.ModelProto()
+    held.CopyFrom(want)
+    path = tmp_path / "m.onnx"
+    onnx.save(held, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    feed = {"x": weight(1, 4), "c": np.array(False)}
+    assert compare(run_onnx(load(path), feed), run_onnx(want, feed)) == 0
+    assert compare(run_onnx(load(ir.load(path)), feed), run_onnx(want, feed)) == 0
+
+
 def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
     rows = 1 << 15
     source = proto(f"g (float[1,4] x) => (float[1,{rows}] y) {{ "
