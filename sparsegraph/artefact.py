@@ -3,6 +3,7 @@
     model.so         kernels, driver and runtime, with the C interface of runtime.h; other targets
                      get a WebAssembly module or C files (targets/bundle.py)
     weights.bin      weights, each on a cache line, stored once per content
+    task_NAME.patch  what a task changes in them, if there are several (patch.py)
     runtime.h        the C interface, with main.c, an example, bench.c, a timing, and CMakeLists.txt
     fallback_0.onnx  a segment that ONNX Runtime runs, if there are any
     manifest.json    what the artefact is, with the SHA-256 of every other member
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sparsegraph import memory, runtime
 from sparsegraph.errors import UsageError, message
+from sparsegraph.patch import WORD, Patch
 from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
 from sparsegraph.progress import Progress, silent
 from sparsegraph.targets import bundle, driver, emit, features, link
@@ -117,6 +119,15 @@ class MemberRecord(_Record):
     n_bytes: int
 
 
+class TaskRecord(_Record):
+    """Other weights for the same code: a patch of `n_gaps` gaps, then words, as in patch.py."""
+
+    name: str
+    member: str
+    n_gaps: int
+    n_changed: int
+
+
 class CodeRecord(VariantRecord):
     """The model for a better CPU than the one that the rest of the manifest is about."""
 
@@ -137,6 +148,7 @@ class Manifest(VariantRecord):
     Attributes:
         codes: the same model for CPUs with more features, the best first: `sg_code_index`.
         variants: the others, for other shapes.
+        tasks: names under which the same code runs with other weights.
         model_sha256: hash of the ONNX model that was compiled.
         tools: tool -> version.
         passes: what the passes did, as the driver of the compiler recorded it.
@@ -150,6 +162,7 @@ class Manifest(VariantRecord):
     target: TargetRecord
     tools: dict[str, str]
     variants: tuple[VariantRecord, ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
     codes: tuple[CodeRecord, ...] = ()
     passes: list[JsonValue]
     verification: dict[str, JsonValue]
@@ -197,10 +210,11 @@ def write(
     with _output_errors(output), _sibling(output) as folder:
         codes = [*better, Code(target, plan)]
         placed, n_weight_bytes = _place([c.plan for c in codes], folder / runtime.WEIGHTS)
+        tasks = _write_patches(plan, placed[-1], folder)
         used = _build_library(codes, placed, n_weight_bytes, folder, progress or silent)
         _write_fallbacks(plan, folder)
         manifest = _manifest(codes, placed, meta, _members(folder))
-        manifest = manifest.model_copy(update={"footprint": used})
+        manifest = manifest.model_copy(update={"footprint": used, "tasks": tasks})
         _write_manifest(manifest, folder)
         if check is not None:
             manifest = manifest.model_copy(update={"verification": check(folder)})
@@ -216,7 +230,7 @@ def _place(plans: Sequence[Plan], path: Path) -> tuple[list[list[driver.Segment]
     """Write the weight file; per plan where memory and weights of its programs lie; its size."""
     places: dict[bytes, int] = {}
     with path.open("wb") as file:
-        placed = [[_segment(p, file, places) for p in _programs(plan)] for plan in plans]
+        placed = [[_segment(p, file, places) for p in _by_task(plan)] for plan in plans]
         file.write(bytes(memory.SLACK))
         return placed, file.tell()
 
@@ -225,9 +239,16 @@ def _programs(plan: Plan) -> list[Program]:
     return [s for s in _all_segments(plan) if isinstance(s, Program)]
 
 
-def _segment(program: Program, file: Any, places: dict[bytes, int]) -> driver.Segment:
+def _by_task(plan: Plan) -> list[tuple[Program, ...]]:
+    """Per segment its program, and the same with the weights of each task."""
+    return list(zip(_programs(plan), *map(_programs, plan.tasks.values()), strict=True))
+
+
+def _segment(programs: Sequence[Program], file: Any, places: dict[bytes, int]) -> driver.Segment:
+    program = programs[0]
     weights = {
-        name: _append(file, program.weights[name], places) for name in _weights_in_use(program)
+        name: _append(file, [p.weights[name] for p in programs], places)
+        for name in _weights_in_use(program)
     }
     return driver.Segment(program, memory.plan(program), weights)
 
@@ -243,16 +264,51 @@ def _weights_in_use(program: Program) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _append(file: Any, weight: np.ndarray, places: dict[bytes, int]) -> int:
-    """Offset of the weight's bytes in `file`; writes them unless they are there."""
-    data = np.ascontiguousarray(weight, weight.dtype.newbyteorder("<"))
-    raw = data.reshape(-1).view(np.uint8)
-    digest = hashlib.sha256(raw.data).digest()
-    if digest not in places:
+def _append(file: Any, forms: Sequence[np.ndarray], places: dict[bytes, int]) -> int:
+    """Offset of the weight's bytes in `file`; writes them unless they are there.
+
+    `forms` are the weight and what the tasks have in its place: all must be equal to share room.
+    """
+    raw, *others = map(_bytes, forms)
+    digest = hashlib.sha256(raw.data)
+    for other in others:
+        if not np.array_equal(raw, other):
+            digest.update(other.data)
+        digest.update(b"|")
+    key = digest.digest()
+    if key not in places:
         file.write(bytes(-file.tell() % _ALIGNMENT))
-        places[digest] = file.tell()
+        places[key] = file.tell()
         file.write(raw.data)
-    return places[digest]
+    return places[key]
+
+
+def _bytes(weight: np.ndarray) -> np.ndarray:
+    data = np.ascontiguousarray(weight, weight.dtype.newbyteorder("<"))
+    return data.reshape(-1).view(np.uint8)
+
+
+def _write_patches(
+    plan: Plan, placed: Sequence[driver.Segment], folder: Path
+) -> tuple[TaskRecord, ...]:
+    """One file per task with what it changes in the weight file."""
+    records = []
+    if plan.tasks:
+        before = np.fromfile(folder / runtime.WEIGHTS, np.uint8)
+    for name, task in plan.tasks.items():
+        after = before.copy()
+        for segment, program in zip(placed, _programs(task), strict=True):
+            for weight, offset in segment.weights.items():
+                raw = _bytes(program.weights[weight])
+                after[offset : offset + raw.size] = raw
+        whole = before.size // WORD * WORD
+        patch = Patch.between(before[:whole].view("<u4"), after[:whole].view("<u4"))
+        member = f"task_{name}.patch"
+        (folder / member).write_bytes(patch.data())
+        records.append(
+            TaskRecord(name=name, member=member, n_gaps=patch.gaps.size, n_changed=patch.n_changed)
+        )
+    return tuple(records)
 
 
 # ---------------------------------------------------------------- code

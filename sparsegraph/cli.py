@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsegraph import options, output
+from sparsegraph import cli_delta, options, output
 from sparsegraph.command import (
     Artefact,
     Check,
@@ -41,6 +41,7 @@ app = typer.Typer(
     help="Compile sparse neural networks ahead of time. Exit codes: 0 ok, 2 usage, "
     "3 unsupported, 4 verification failed, 5 budget unreachable.",
 )
+app.add_typer(cli_delta.app, name="delta")
 
 
 @app.command()
@@ -408,6 +409,9 @@ def run(
     artefact: Artefact,
     inputs: Inputs = None,
     to: Annotated[Path | None, typer.Option("--output", "-o", help="An .npz of outputs.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Of an artefact by `delta tasks`; the base by default.")
+    ] = None,
     threads: Threads = 1,
     json: Json = None,
 ) -> None:
@@ -415,7 +419,7 @@ def run(
     from sparsegraph.runtime import InferenceSession
 
     screen = _screen(json, to)
-    session = InferenceSession(artefact, threads=threads)
+    session = InferenceSession(artefact, threads=threads, task=task)
     feed = options.read_feed(inputs) if inputs else _random_feed(session)
     start = time.perf_counter()
     results = session.run(None, feed)

@@ -178,18 +178,18 @@ def compile(
             reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
             plans[-1][-1] = partition.whole_model_fallback(model, plan, reason)
         models.append(model)
-        records.append([_record(r) for r in optimized.records])
+        records.append([pass_record(r) for r in optimized.records])
     for made in plans:
         made[0].variants = made[1:]
     meta = {"model_sha256": model_digest(models[0]), "passes": records[0]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
 
-    def prove(folder: Path) -> dict[str, Any]:
+    def checked(folder: Path) -> dict[str, Any]:
         report("verify", 0, 1)
-        return _prove(models, folder, threads) if check and is_here else {"checked": False}
+        return prove(models, folder, threads) if check and is_here else {"checked": False}
 
     *better, code = (artefact.Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
-    manifest = artefact.write(code.plan, code.target, path, meta, report, prove, better)
+    manifest = artefact.write(code.plan, code.target, path, meta, report, checked, better)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest, None if tuner is None else str(tuner))
 
@@ -237,13 +237,15 @@ def load(
     return load_onnx(source, shapes)
 
 
-def _prove(models: Sequence[ir.Model], folder: Path, threads: int) -> dict[str, Any]:
-    """Compare the artefact with ONNX Runtime on every captured model.
+def prove(
+    models: Sequence[ir.Model], folder: Path, threads: int, task: str | None = None
+) -> dict[str, Any]:
+    """Compare the artefact, or one task of it, with ONNX Runtime on every captured model.
 
     Raises:
         VerifyError: names the feed, the figure and the limit.
     """
-    session = InferenceSession(folder, threads=threads)
+    session = InferenceSession(folder, threads=threads, task=task)
     names = [o.name for o in session.get_outputs()]
     worst, n_feeds = 0.0, 0
     for model in models:
@@ -261,7 +263,7 @@ def _prove(models: Sequence[ir.Model], folder: Path, threads: int) -> dict[str, 
     return {"checked": True, "feeds": n_feeds, "max_rel_error": float(f"{worst:.2e}")}
 
 
-def _record(record: pipeline.PassRecord) -> dict[str, Any]:
+def pass_record(record: pipeline.PassRecord) -> dict[str, Any]:
     """A pass record without its time, which would make builds differ."""
     row = asdict(record)
     row.pop("ms")

@@ -125,6 +125,7 @@ class Plan:
         layers: one row per product: density, format, break-even, estimate.
         estimate: estimated speed relative to ONNX Runtime on the dense model, products only.
         variants: the same model for other shapes of its inputs.
+        tasks: the same steps with other weights, by the name of the task.
     """
 
     inputs: tuple[Tensor, ...]
@@ -133,3 +134,4 @@ class Plan:
     layers: list[dict[str, Any]] = field(default_factory=list)
     estimate: float = 1.0
     variants: list["Plan"] = field(default_factory=list)
+    tasks: dict[str, "Plan"] = field(default_factory=dict)

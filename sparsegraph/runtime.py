@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparsegraph.errors import ArtefactError, UsageError, message
+from sparsegraph.patch import Patch
 from sparsegraph.targets import cpu_features
 
 SCHEMA = 2  # version of manifest.json
@@ -67,6 +69,8 @@ class InferenceSession:
 
     Attributes:
         target: the machine whose code runs, of those that the artefact has code for.
+        task: the task that runs when `run` names none; None for the base model.
+        tasks: the tasks whose weights the artefact holds beside the base model's.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class InferenceSession:
         providers: Sequence[Any] | None = None,
         *,
         threads: int = 1,
+        task: str | None = None,
     ) -> None:
         """Check and load the artefact at `path`.
 
@@ -84,10 +89,12 @@ class InferenceSession:
                 is not 0, nothing else does.
             providers: None, or a list that holds `CPUExecutionProvider`.
             threads: threads of one run, the caller included; at most one per core is used.
+            task: whose weights to run with; None for the base model.
 
         Raises:
             ArtefactError: damaged or modified files, another schema, or a CPU that lacks features.
-            UsageError: no artefact at `path`, other providers, or a bad number of threads.
+            UsageError: no artefact at `path`, other providers, a bad number of threads, or an
+                unknown task.
         """
         _check_providers(providers)
         self.threads = _thread_count(sess_options, threads)
@@ -102,6 +109,11 @@ class InferenceSession:
         self._variants = [_Variant(r, members, native, self.threads) for r in records]
         self._names = {b.name for b in self._variants[0].inputs}
         self._output_names = [b.name for b in self._variants[0].outputs]
+        tasks = self.manifest.get("tasks", [])
+        self._weights = native.of_tasks(tasks) if native else {}
+        self.tasks = tuple(t["name"] for t in tasks)
+        self.task = task
+        self._address(task)
 
     def get_inputs(self) -> list[NodeArg]:
         """Inputs in the order of the model."""
@@ -120,16 +132,21 @@ class InferenceSession:
         output_names: Sequence[str] | None,
         input_feed: Mapping[str, Any],
         run_options: Any = None,
+        *,
+        task: str | None = None,
     ) -> list[Array]:
-        """Outputs by name, or all of them for None or an empty list.
+        """Outputs by name, or all of them for None or an empty list; of a task, by its name.
+
+        The first run of a task copies those pages of the weights that it changes.
 
         Raises:
-            UsageError: an unknown output, or a missing, unknown or wrong input.
+            UsageError: an unknown output or task, or a missing, unknown or wrong input.
         """
         names = self._wanted(output_names)
         variant, values = self._checked(input_feed)
+        weights = self._address(self.task if task is None else task)
         for segment in variant.segments:
-            segment.run(values, None)
+            segment.run(values, None, weights)
         return [values[name] for name in names]
 
     def profile(self, input_feed: Mapping[str, Any]) -> list[StepTime]:
@@ -140,9 +157,20 @@ class InferenceSession:
         """
         variant, values = self._checked(input_feed)
         times: list[StepTime] = []
+        weights = self._address(self.task)
         for segment in variant.segments:
-            segment.run(values, times)
+            segment.run(values, times, weights)
         return times
+
+    def _address(self, task: str | None) -> int | None:
+        """Where the weights of a task lie; None for the base model's."""
+        if task is None:
+            return None
+        if task not in self.tasks:
+            need = f"one of {', '.join(self.tasks)}" if self.tasks else "none: it has no tasks"
+            fix = "name a task of this artefact, or none for the base model"
+            raise UsageError(message("task", task, "no such task", need, fix))
+        return self._weights[task].address()
 
     def _wanted(self, names: Sequence[str] | None) -> Sequence[str]:
         if not names:
@@ -226,7 +254,9 @@ def _wrong_names(feed: Mapping[str, Any], names: set[str]) -> UsageError:
 class _Segment:
     """A part of the model: takes its inputs out of `values`, puts its outputs there."""
 
-    def run(self, values: dict[str, Array], times: list[StepTime] | None) -> None:
+    def run(
+        self, values: dict[str, Array], times: list[StepTime] | None, weights: int | None
+    ) -> None:
         raise NotImplementedError
 
 
@@ -251,6 +281,7 @@ class _Native:
 
     def __init__(self, members: "_Members", threads: int) -> None:
         self.threads = threads
+        self.members = members
         self.weights = members.mapped(WEIGHTS)
         self.weights_address = self.weights.ctypes.data
         self.library = _load(members.verified(LIBRARY), members.digest(LIBRARY))
@@ -275,8 +306,21 @@ class _Native:
         codes: list[dict[str, Any]] = [*manifest["codes"], manifest]
         return codes[index]
 
-    def call(self, segment: int, inputs: Any, outputs: Any, seconds: Any) -> None:
-        """One `sg_profile`, in a workspace of its own.
+    def of_tasks(self, records: Sequence[dict[str, Any]]) -> dict[str, "_Task"]:
+        """Weights per task; of each, nothing is copied before its first run."""
+        path = self.members.verified(WEIGHTS)
+        return {
+            r["name"]: _Task(
+                np.memmap(path, np.uint8, "c"),
+                Patch.read(self.members.mapped(r["member"]), r["n_gaps"]),
+            )
+            for r in records
+        }
+
+    def call(
+        self, segment: int, inputs: Any, outputs: Any, seconds: Any, weights: int | None
+    ) -> None:
+        """One `sg_profile`, in a workspace of its own, with the weights at an address.
 
         Raises:
             ArtefactError: the library refuses.
@@ -289,7 +333,7 @@ class _Native:
             workspace = np.zeros(self.workspace_bytes, np.uint8)
         status = self.library.sg_profile(
             segment,
-            self.weights_address,
+            self.weights_address if weights is None else weights,
             workspace.ctypes.data,
             inputs,
             outputs,
@@ -320,6 +364,24 @@ def _stop_pool(library: Any, pool: Any, process: int) -> None:
         library.sg_pool_destroy(pool)
 
 
+class _Task:
+    """The weight file, mapped so that what is written stays in this process, and its patch."""
+
+    def __init__(self, weights: Array, patch: Patch) -> None:
+        self.weights = weights
+        self.patch: Patch | None = patch
+        self.lock = threading.Lock()
+
+    def address(self) -> int:
+        """Where the patched weights lie."""
+        with self.lock:
+            if self.patch is not None:
+                whole = self.weights.size // 4 * 4
+                self.patch.apply(self.weights[:whole].view("<u4"))
+                self.patch = None
+        return int(self.weights.ctypes.data)
+
+
 class _NativeSegment(_Segment):
     def __init__(self, record: dict[str, Any], native: _Native) -> None:
         self.native = native
@@ -330,12 +392,14 @@ class _NativeSegment(_Segment):
         self.input_pointers = ctypes.c_void_p * len(self.inputs)
         self.output_pointers = ctypes.c_void_p * len(self.outputs)
 
-    def run(self, values: dict[str, Array], times: list[StepTime] | None) -> None:
+    def run(
+        self, values: dict[str, Array], times: list[StepTime] | None, weights: int | None
+    ) -> None:
         outputs = [np.empty(b.shape, b.dtype) for b in self.outputs]
         inputs = self.input_pointers(*[values[name].ctypes.data for name in self.inputs])
         results = self.output_pointers(*[a.ctypes.data for a in outputs])
         seconds = None if times is None else (ctypes.c_double * len(self.steps))()
-        self.native.call(self.index, inputs, results, seconds)
+        self.native.call(self.index, inputs, results, seconds, weights)
         for border, array in zip(self.outputs, outputs):
             values[border.name] = array
         if times is not None and seconds is not None:
@@ -361,7 +425,9 @@ class _FallbackSegment(_Segment):
         model = members.verified(record["member"]).read_bytes()
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def run(self, values: dict[str, Array], times: list[StepTime] | None) -> None:
+    def run(
+        self, values: dict[str, Array], times: list[StepTime] | None, weights: int | None
+    ) -> None:
         start = time.perf_counter()
         found = self.session.run(self.outputs, {name: values[name] for name in self.inputs})
         values.update(zip(self.outputs, found))
