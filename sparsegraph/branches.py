@@ -22,6 +22,7 @@ from sparsegraph.graph import (
     remove_dead,
     remove_unused_initializers,
     scalar,
+    static_shape,
 )
 from sparsegraph.layers import Layer, weighted
 
@@ -114,6 +115,9 @@ def _match(add: ir.Node, at: int, layers: dict[ir.Node, Layer]) -> _Match | None
         return None
     if down.data is not layer.data or len(layer.value.uses()) > 1:
         return None
+    shape = static_shape(main)
+    if shape is None or shape != static_shape(add.inputs[at]):
+        return None
     if _has_bias(up) or _has_bias(down) or not _fit(layer, down, up):
         return None
     b, a = (x.matrix().astype(np.float64).reshape(len(x.matrix()), -1) for x in (up, down))
@@ -166,13 +170,14 @@ def _layer(value: ir.Value | None, layers: dict[ir.Node, Layer]) -> Layer | None
 
 
 def _fit(layer: Layer, down: Layer, up: Layer) -> bool:
-    """Whether the three products see the same points; those of linear layers always do."""
-    kinds = {x.is_convolution for x in (layer, down, up)}
-    if kinds != {True}:
-        return kinds == {False}
+    """Whether the three products see the same points, given that they make as many.
+
+    A second convolution without pads then has no strides.
+    """
+    if len({x.is_convolution for x in (layer, down, up)}) > 1:
+        return False
     same = all(_setting(layer, key) == _setting(down, key) for key in _SAME_WINDOW)
     is_pointwise = up.matrix()[0, 0].size == 1 and not any(_setting(up, "pads") or ())
-    is_pointwise &= all(step == 1 for step in _setting(up, "strides") or (1,))
     return same and is_pointwise and layer.array().shape[2:] == down.array().shape[2:]
 
 

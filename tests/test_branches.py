@@ -65,6 +65,7 @@ def test_a_branch_goes_the_cheaper_way(
         ("d = MatMul(x, a)", "z = Neg(x) d = MatMul(z, a)"),
         ("y = Relu(q)", "y = Add(q, u)"),
         ("y = Relu(q)", "y = Add(q, p)"),
+        ("y = Relu(q)", "z = MatMul(x, w) y = Add(q, z)"),
         ("m = Mul(u, s)", "m = Mul(u, p)"),
     ],
 )
@@ -80,7 +81,7 @@ net (float[3, 16] x, float[24, 16] w, float[24] c, float[2, 16] a, float[24, 2] 
 ) => (float[3, 24] y)
 {
   p = Gemm<transB = 1, alpha = 2.0>(x, w, c)
-  d = Gemm<transB = 1>(x, a)
+  d = Gemm<transB = 1, alpha = 3.0>(x, a)
   u = Gemm<transB = 1, alpha = 0.5>(d, b)
   y = Add(u, p)
 }"""
@@ -113,6 +114,14 @@ def test_every_kind_of_layer_is_merged_with_its_factors(kind: str) -> None:
     np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
 
 
+OTHER_AXIS = """<ir_version: 9, opset_import: ["" : 18]>
+net (float[1, 2, 16] x, float[16, 2] w, float[16, 2] a, float[2, 2, 1] b) => (float[1, 2, 2] y)
+{
+  p = MatMul(x, w)
+  d = MatMul(x, a)
+  u = Conv(d, b)
+  y = Add(p, u)
+}"""
 STRIDED = "Conv<pads = [1, 1, 1, 1], strides = [2, 2]>"
 FAR = "Conv<pads = [2, 2, 2, 2], strides = [2, 2], dilations = [2, 2]>"
 
@@ -124,6 +133,10 @@ FAR = "Conv<pads = [2, 2, 2, 2], strides = [2, 2], dilations = [2, 2]>"
         (CONV, f"d = {STRIDED}", f"d = {FAR}"),
         (CONV, f"d = {STRIDED}(x, a)\n  u = Conv", f"d = Conv(x, a)\n  u = {STRIDED}"),
         (CONV, "Div(u, s)", "Div(s, u)"),
+        (CONV, "u = Conv(d, b)", "u = Conv<strides = [3, 3]>(d, b)"),
+        (CONV, "u = Conv(d, b)", f"u = {STRIDED}(d, b)"),
+        (BIASED, "y = Relu(q)", "y = Add(q, r)"),
+        (OTHER_AXIS, "", ""),
     ],
 )
 def test_branches_that_compute_something_else_stay(text: str, old: str, new: str) -> None:
