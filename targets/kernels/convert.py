@@ -7,6 +7,7 @@ memory is never touched outside the value; pad points of feature-major results a
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Expr, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
+
+_LEAST = 128  # features of a part; fewer make rows of tokens too short for the prefetcher
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,19 @@ def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     return quads
 
 
+def turned(rows: Sequence[Expr], lanes: int) -> list[Expr]:
+    """The four columns of `lanes` rows of four values each; of one row its value."""
+    rows = [bind(row) for row in rows]
+    if lanes == 1:
+        return rows
+    if lanes > 4:  # rows k, k + 4 ... side by side: with rows from memory no shuffle
+        rows = [bind(emit.shuffle(rows[k::4], range(lanes))) for k in range(4)]
+    low = [k + i + h for k in range(0, lanes, 4) for i in (0, 1) for h in (0, lanes)]
+    a, b, c, d = *_two(rows[0], rows[1], low, 2), *_two(rows[2], rows[3], low, 2)
+    low = [k + h + i for k in range(0, lanes, 4) for h in (0, lanes) for i in (0, 1)]
+    return [*_two(a, c, low, 2), *_two(b, d, low, 2)]
+
+
 def _two(a: Expr, b: Expr, low: Sequence[int], step: int) -> tuple[Expr, Expr]:
     """The shuffle `low` of a and b, and the same `step` lanes further."""
     first, second = ([i + d for i in low] for d in (0, step))
@@ -153,90 +169,92 @@ class Transpose:
         return emit.signature(y.format("y") + x.format("x") + rest)
 
     def body(self, target: Target) -> Any:
-        return lambda **args: _Turn(self, args).run()
+        return lambda **args: _Turn(self, args, target).run()
 
 
 class _Turn:
-    """Loops of one transposing kernel: item, group of lanes points, group of lanes features."""
+    """Loops of one transposing kernel: item, part of the features, points, features.
 
-    def __init__(self, spec: Transpose, args: dict[str, Expr]) -> None:
+    A tile is `lanes` rows of x of which four columns are loaded at a time, so that all but two
+    stages of the exchange are loads. Four tokens are written at a time: rows of tokens are often
+    4096 bytes times an integer apart and then share one set of 8 lines in the level 1 cache.
+    """
+
+    def __init__(self, spec: Transpose, args: dict[str, Expr], target: Target) -> None:
         self.a, self.lanes, self.to_feature = args, spec.lanes, spec.to == "feature"
         self.f, self.t = ("y", "x") if self.to_feature else ("x", "y")
+        self.index = "int64" if "64" in target.arch else "int32"
+        self.side, self.l1_bytes = min(4, spec.lanes), target.l1_bytes
+        self.points, self.features = self.side, self.lanes  # of one tile
+        if self.to_feature:
+            self.points, self.features = self.lanes, self.side
 
     def run(self) -> None:
-        a, f, t, lanes = self.a, self.f, self.t, self.lanes
+        a, f, t = self.a, self.f, self.t
         with loop(a["begin"], a["end"]) as item:
             image, tile = bind(emit.divide(item, a["tiles"])), bind(emit.modulo(item, a["tiles"]))
             panel = bind(image * a[f"{f}_image"] + tile * a[f"{f}_tile"])
             token = bind(image * a[f"{t}_image"] + tile * a["block"] * a[f"{t}_point"])
             valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
-            with emit.choose(a["features"] >= lanes) as (then, otherwise):
+            with emit.choose(a["features"] >= self.features) as (then, otherwise):
                 with then:
-                    self.groups(panel, token, valid)
+                    self.parts(panel, token, valid)
                 with otherwise:
                     self.scalars(panel, token, valid)
 
-    def groups(self, panel: Expr, token: Expr, valid: Expr) -> None:
-        a, lanes = self.a, self.lanes
-        full = bind(emit.divide(valid, lanes))
-        steps = bind(emit.divide(a["features"] + lanes - 1, lanes))
-        with loop(0, full) as g:
-            row = bind(token + g * lanes * a[f"{self.t}_point"])
-            with loop(0, emit.divide(steps + 1, 2)) as pair:
-                self.pair(panel + g * lanes, row, pair)
-        groups = emit.divide(a["block"] if self.to_feature else valid + lanes - 1, lanes)
-        with loop(full, groups) as g:
-            row = bind(token + g * lanes * a[f"{self.t}_point"])
-            left = bind(emit.maximum(valid - g * lanes, const(0, "int32")))
-            with loop(0, steps) as s:
-                self.partial(panel + g * lanes, row, s, left)
-
-    def addresses(self, point: Expr, token: Expr, step: Expr) -> tuple[list[Expr], list[Expr]]:
-        """Where lanes features and lanes tokens begin; the last step moves back to the end."""
+    def parts(self, panel: Expr, token: Expr, valid: Expr) -> None:
+        """Some features of all points after the other: what is read or written stays in L1."""
         a = self.a
-        c = bind(emit.minimum(step * self.lanes, a["features"] - self.lanes))
-        panel, at = bind(point + c * a[f"{self.f}_row"]), bind(token + c)
-        lanes = range(self.lanes)
-        return (
-            [panel + i * a[f"{self.f}_row"] for i in lanes],
-            [at + i * a[f"{self.t}_point"] for i in lanes],
-        )
+        least = const(_LEAST // self.features, "int32")
+        size = emit.divide(self.l1_bytes // 8, a["block"] * self.features)
+        size = bind(emit.maximum(size, least))
+        full = bind(emit.divide(valid, self.points))
+        end = a["block"] if self.to_feature else valid
+        groups = bind(emit.divide(end + self.points - 1, self.points))
+        steps = bind(emit.divide(a["features"] + self.features - 1, self.features))
+        with loop(0, emit.divide(steps + size - 1, size)) as part:
+            first = bind(part * size)
+            last = bind(emit.minimum(first + size, steps))
+            with loop(0, full) as g, loop(first, last) as step:
+                self.tile(panel, token, g, step, None)
+            with loop(full, groups) as g:
+                left = bind(emit.maximum(valid - g * self.points, const(0, "int32")))
+                with loop(first, last) as step:
+                    self.tile(panel, token, g, step, left)
 
-    def pair(self, point: Expr, token: Expr, pair: Expr) -> None:
-        """Turn lanes points of 2*lanes features; both halves of a cache line of tokens together.
-
-        Rows of tokens are often 4096 bytes times an integer apart and then share one cache set: a
-        half written line would be gone before its other half comes.
-        """
-        halves = []
-        for half in range(2):
-            features, tokens = self.addresses(point, token, pair * 2 + half)
-            source, to = (tokens, features) if self.to_feature else (features, tokens)
-            rows = [bind(load(self.a["x"], i, self.lanes)) for i in source]
-            halves.append((to, transpose(rows, self.lanes)))
-        for i in range(self.lanes):
-            for to, columns in halves:
-                store(self.a["y"], columns[i], to[i], self.lanes)
-
-    def partial(self, point: Expr, token: Expr, step: Expr, left: Expr) -> None:
-        """Turn lanes points of lanes features of which only `left` points are valid."""
-        a, lanes = self.a, self.lanes
-        features, tokens = self.addresses(point, token, step)
-        if not self.to_feature:
-            rows = [bind(load(a["x"], i, lanes)) for i in features]
-            for i, column in enumerate(transpose(rows, lanes)):
-                with when(left > i):
-                    store(a["y"], column, tokens[i], lanes)
+    def tile(self, panel: Expr, token: Expr, group: Expr, step: Expr, left: Expr | None) -> None:
+        """Turn one tile of which `left` points are valid; None: all."""
+        a, wide = self.a, self.wide
+        c = bind(wide(emit.minimum(step * self.features, a["features"] - self.features)))
+        point = wide(group * self.points)
+        f_row, t_row = wide(a[f"{self.f}_row"]), wide(a[f"{self.t}_point"])
+        at = bind(wide(panel) + point + c * f_row)
+        features = [bind(at + i * f_row) for i in range(self.features)]
+        at = bind(wide(token) + point * t_row + c)
+        tokens = [bind(at + i * t_row) for i in range(self.points)]
+        if self.to_feature:
+            columns = turned([self.row(i, at, left) for i, at in enumerate(tokens)], self.lanes)
+            for to, column in zip(features, columns):
+                store(a["y"], column, to, self.lanes)
             return
-        rows = []
-        for i in range(lanes):
-            row = emit.Cell("float32", lanes)
-            row.set(splat(const(0.0), lanes))
-            with when(left > i):
-                row.set(load(a["x"], tokens[i], lanes))
-            rows.append(bind(row.get()))
-        for to, column in zip(features, transpose(rows, lanes)):
-            store(a["y"], column, to, lanes)
+        columns = turned([load(a["x"], i, self.side) for i in features], self.lanes)
+        for i, (to, column) in enumerate(zip(tokens, columns)):
+            with nullcontext() if left is None else when(left > i):
+                store(a["y"], column, to, self.lanes)
+
+    def row(self, i: int, at: Expr, left: Expr | None) -> Expr:
+        """`side` features of token i, zeros where it is not valid."""
+        if left is None:
+            return load(self.a["x"], at, self.side)
+        row = emit.Cell("float32", self.side)
+        row.set(splat(const(0.0), self.side))
+        with when(left > i):
+            row.set(load(self.a["x"], at, self.side))
+        return row.get()
+
+    def wide(self, x: Expr) -> Expr:
+        """`x` as wide as an address."""
+        return emit.T.cast(x, self.index)
 
     def scalars(self, panel: Expr, token: Expr, valid: Expr) -> None:
         """Fewer features than lanes."""
