@@ -26,11 +26,11 @@ MACHINES = (
 )  # fmt: skip
 
 
-def kernel_for(target: Target, weight: str) -> Product:
-    """The kernel that the planner takes for a product of four vectors of points."""
-    points, density = 4 * target.lanes, 1.0 if weight == "dense" else 0.1
+def kernel_for(target: Target, weight: str, vectors: int = 4) -> Product:
+    """The kernel that the planner takes for a product of so many vectors of points."""
+    points, density = vectors * target.lanes, 1.0 if weight == "dense" else 0.1
     problem = Problem(
-        rows=256, channels=256, taps=1, images=1, points=points, vectors=4, row=points,
+        rows=256, channels=256, taps=1, images=1, points=points, vectors=vectors, row=points,
         gather=None, density=density, is_shared=False, source=points, out=(1, points),
     )  # fmt: skip
     choice = (choose.dense if weight == "dense" else choose.coded)(problem, target)

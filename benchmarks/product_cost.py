@@ -227,7 +227,7 @@ def main() -> None:
     if missing:
         print(f"{missing} layers are still to be measured; prices are unchanged")
         return
-    cost.save(target, fit(records, target))
+    cost.save(target.name, {"prices": fit(records, target)})
     print(f"wrote prices of {target.name}")
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sparsegraph import targets
+from sparsegraph.lower import cost
+
 COLUMNS = (
     "layer", "op", "weight", "density", "format", "ms", "from", "speedup", "why not sparse",
 )  # fmt: skip
@@ -11,6 +14,7 @@ Manifest = Mapping[str, Any]
 
 def layers(manifest: Manifest) -> list[list[Any]]:
     """One row per layer of the plan, then one per node that was left to ONNX Runtime."""
+    predicted = prediction(manifest["target"]["text"])
     rows = [
         [
             layer["node"],
@@ -19,7 +23,7 @@ def layers(manifest: Manifest) -> list[list[Any]]:
             layer["density"],
             layer["format"],
             layer["ms"],
-            "measured" if layer["is_measured"] else "predicted",
+            "measured" if layer["is_measured"] else predicted,
             1 / max(layer["estimate"], 1e-3),
             why_dense(layer),
         ]
@@ -28,6 +32,11 @@ def layers(manifest: Manifest) -> list[list[Any]]:
     for node, reason in fallbacks(manifest):
         rows.append([node, "", "", None, "onnxruntime", None, "", None, reason])
     return rows
+
+
+def prediction(target: str) -> str:
+    """What times of the cost model are called: by prices measured on such a machine, or not."""
+    return "estimated" if cost.basis(targets.codes(target)[0]) else "predicted"
 
 
 def fallbacks(manifest: Manifest) -> list[tuple[str, str]]:
@@ -71,7 +80,16 @@ def summary(manifest: Manifest) -> str:
     return (
         f"{weight_bytes(manifest) / 1e6:.2f} MB of weights, {len(kernels)} kernels, "
         f"{len(fallbacks(manifest))} nodes in ONNX Runtime, {proof(manifest)}{_footprint(manifest)}"
+        f"{_basis(manifest)}"
     )
+
+
+def _basis(manifest: Manifest) -> str:
+    """Where estimated times come from."""
+    found = cost.basis(targets.codes(manifest["target"]["text"])[0])
+    if not found or all(layer["is_measured"] for layer in manifest["layers"]):
+        return ""
+    return f"; times estimated: {found}"
 
 
 def _footprint(manifest: Manifest) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import explain
+from sparsegraph import explain, targets
 from sparsegraph.errors import UsageError, message
 from sparsegraph.graph import static_shape
 from sparsegraph.layers import Layer, weighted
-from sparsegraph.lower import problem
+from sparsegraph.lower import cost, problem
 from sparsegraph.lower.choose import Decide, choose
 from sparsegraph.lower.problem import Choice, Operands
 from sparsegraph.lower.windows import window_of
@@ -133,6 +133,7 @@ class Inspection:
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """(columns, rows): one row per layer; milliseconds are predicted or measured."""
+        predicted = explain.prediction(self.target)
         what_if = ["what-if"] if self.imposed is not None else []
         columns = [
             "layer",
@@ -156,7 +157,7 @@ class Inspection:
                 None if row.macs is None else row.macs / 1e6,
                 row.format,
                 row.ms,
-                "" if row.ms is None else "measured" if row.is_measured else "predicted",
+                "" if row.ms is None else "measured" if row.is_measured else predicted,
                 row.speedup,
                 *([row.what_if_speedup] if what_if else []),
                 row.reason or row.what_if_reason,
@@ -182,8 +183,10 @@ class Inspection:
         return "\n".join(lines)
 
     def _source(self) -> str:
-        n = sum(row.is_measured for row in self.layers)
-        return f"{n} layers measured, the rest predicted" if n else "predicted"
+        n, predicted = sum(row.is_measured for row in self.layers), explain.prediction(self.target)
+        basis = cost.basis(targets.get(self.target))
+        text = f"{n} layers measured, the rest {predicted}" if n else predicted
+        return text + (f": {basis}" if basis else "")
 
     def __str__(self) -> str:
         return self.summary()

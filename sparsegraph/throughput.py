@@ -7,7 +7,6 @@ around the inner loops (gathers, epilogues, other kernels) is left out.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -113,6 +112,6 @@ def of_manifest(manifest: Mapping[str, Any]) -> Throughput:
         cycles = {c: None if x is None else x / loop.work for c, x in loop.cycles.items()}
         per_mac = (loop.instructions / loop.work, loop.loads / loop.work)
         rows.append(KernelRow(name, calls[name], n, *per_mac, loop.spills, cycles))
-    missing = shutil.which(inner_loop.TOOL) is None
+    missing = inner_loop.find_tool() is None
     need = f"cycles need {inner_loop.TOOL}: install the Debian package {PACKAGES[inner_loop.TOOL]}"
     return Throughput(str(target), cores, tuple(rows), need if missing else "")

@@ -17,10 +17,12 @@ from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
 
 TOOL = "llvm-mca"
+_RVV = ["# LLVM-MCA-RISCV-LMUL M1", "# LLVM-MCA-RISCV-SEW E32"]  # what our vectors are
+_NEWEST, _OLDEST = 40, 14  # versions that are looked for by name
 CORES = {  # of each machine family, cores that stand for its machines
     "x86_64": ("haswell", "znver3"),
     "aarch64": ("cortex-a76", "neoverse-n2", "cortex-a55"),
-    "riscv64": ("sifive-u74",),
+    "riscv64": ("sifive-u74", "sifive-p670"),
 }
 
 
@@ -195,6 +197,22 @@ def look(target: Target, kernel: Product, cores: Sequence[str] = ()) -> Loop:
     )
 
 
+def find_tool() -> str | None:
+    """The newest llvm-mca that is installed: Debian's packages llvm-N stand side by side."""
+    names = [f"{TOOL}-{n}" for n in range(_NEWEST, _OLDEST, -1)]
+    return next(filter(None, map(shutil.which, [*names, TOOL])), None)
+
+
+def version() -> str:
+    """Name and version of the tool, or nothing."""
+    tool = find_tool()
+    if tool is None:
+        return ""
+    done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"version (\d+)", done.stdout)
+    return f"{TOOL} {found[1]}" if found else TOOL
+
+
 def estimate(
     target: Target, body: Sequence[str], core: str = "", rounds: int = 100
 ) -> float | None:
@@ -202,7 +220,7 @@ def estimate(
 
     None where the tool is missing, or does not know the core or an instruction.
     """
-    tool = shutil.which(TOOL)
+    tool = find_tool()
     if tool is None:
         return None
     command = [
@@ -213,7 +231,8 @@ def estimate(
     ]
     features = [f"+{f}" for f in target.code_features]
     command += [f"-mattr={','.join(features)}"] if features else []
-    text = "\n".join(re.sub(r"\.L\w+", "0", line) for line in body)
+    head = _RVV if target.has("v") else []  # set by an instruction in front of the loop
+    text = "\n".join([*head, *(re.sub(r"\.L\w+", "0", line) for line in body)])
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     found = re.search(r"^Total Cycles:\s+(\d+)", done.stdout, re.MULTILINE)
     return int(found[1]) / rounds if found else None

@@ -4,7 +4,8 @@ The counts are vector operations and cache lines of the loops in `targets/kernel
 `winograd.py`; their prices are fitted to measurements by non-negative least squares on relative
 error. `python -m benchmarks.product_cost` measures, fits, writes `costs.json` and tells the error
 on layers that the fit never saw. Machines without prices of their own take those of `_DEFAULT`:
-counts follow from their vector length, registers and caches.
+counts follow from their vector length, registers and caches. Where `costs.json` holds an estimate
+of their inner loops (`python -m benchmarks.estimate_cost`), these prices are scaled by it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sparsegraph.lower.problem import Choice, Problem
 from sparsegraph.lower.windows import FLAT
@@ -25,6 +27,7 @@ Prices = dict[str, dict[str, float]]
 
 FILE = Path(__file__).with_name("costs.json")
 _DEFAULT = "x86-64-v3"
+_LOOP = ("fma", "load", "value", "mac", "tail")  # what costs arithmetic; the rest is memory
 _LINE = 16  # float32 values in a cache line
 _CODED_BYTES = 6  # value and column of one non-zero weight
 
@@ -35,16 +38,44 @@ def prices(target: Target) -> Prices:
     return table.get(target.name, table[_DEFAULT])
 
 
+def basis(target: Target) -> str:
+    """Where the prices of a target come from; empty if they were measured on such a machine."""
+    entry = _entries().get(target.name, {})
+    if "prices" in entry:
+        return ""
+    if "core" in entry:
+        return f"{_DEFAULT}'s prices, inner loops as llvm-mca models {entry['core']}"
+    return f"{_DEFAULT}'s prices"
+
+
+@cache
+def _entries() -> dict[str, dict[str, Any]]:
+    return dict(json.loads(FILE.read_text()))
+
+
 @cache
 def _table() -> dict[str, Prices]:
-    data = json.loads(FILE.read_text())
-    return {name: entry["prices"] for name, entry in data.items()}
+    entries = _entries()
+    measured: dict[str, Prices] = {n: e["prices"] for n, e in entries.items() if "prices" in e}
+    return {n: measured.get(n) or _scaled(measured[_DEFAULT], e) for n, e in entries.items()}
 
 
-def save(target: Target, found: Prices) -> None:
-    """Store the prices of a target."""
-    table = {**json.loads(FILE.read_text()), target.name: {"prices": found}}
+def _scaled(prices: Prices, estimate: dict[str, Any]) -> Prices:
+    """The prices of `_DEFAULT` with the arithmetic of each kernel times its estimated factor."""
+    factor = {kernel: float(estimate.get(kernel, estimate["dense"])) for kernel in prices}
+    return {
+        kernel: {n: p * factor[kernel] if n in _LOOP else p for n, p in table.items()}
+        for kernel, table in prices.items()
+    }
+
+
+def save(name: str, entry: dict[str, Any]) -> None:
+    """Store what is known of a target: `prices`, or `core` and factors; prices stay."""
+    table = json.loads(FILE.read_text())
+    if "prices" in entry or "prices" not in table.get(name, {}):
+        table[name] = entry
     FILE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    _entries.cache_clear()
     _table.cache_clear()
 
 
