@@ -23,6 +23,7 @@ from sparsegraph.passes.fuse_attention import FuseAttention
 from sparsegraph.passes.fuse_gelu import FuseGelu
 from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
 from sparsegraph.passes.inline_if import InlineIf
+from sparsegraph.passes.merge_masks import MergeMasks
 from sparsegraph.passes.merge_reshapes import MergeReshapes
 from sparsegraph.passes.merge_transposes import MergeTransposes
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
@@ -31,6 +32,7 @@ from sparsegraph.passes.remove_unused import RemoveUnused
 from sparsegraph.passes.slice_packed_heads import SlicePackedHeads
 from sparsegraph.passes.snap_near_zeros import SnapNearZeros
 from sparsegraph.passes.split_batch_norm import SplitBatchNorm
+from sparsegraph.passes.unflatten_add import UnflattenAdd
 from sparsegraph.passes.unflatten_softmax import UnflattenSoftmax
 from sparsegraph.rewrite import Decline, Fuel, Pass
 from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for, tolerance
@@ -48,6 +50,8 @@ PASSES: tuple[Pass, ...] = (
     MergeReshapes(),
     MergeTransposes(),
     UnflattenSoftmax(),
+    UnflattenAdd(),
+    MergeMasks(),
     Dedupe(),
     # recognise: decomposed forms become the op that they mean
     FuseGelu(),
