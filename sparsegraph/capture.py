@@ -23,7 +23,7 @@ from sparsegraph.graph import all_values, opset, static_shape
 from sparsegraph.onnx_file import (
     check_external_data,
     densify,
-    embed_tensors,
+    map_external_tensors,
     read_proto,
     without_large_weights,
 )
@@ -138,7 +138,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     ):
         model = step(model).model
-    embed_tensors(model)
+    map_external_tensors(model)
     _strip_private_metadata(model)
     _check_domains(model, name)
     bind(model, name, shapes)

@@ -14,7 +14,6 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from sparsegraph.errors import CaptureError, message
-from sparsegraph.graph import NUMPY_DTYPES
 
 _DETACH_BYTES = 1024
 _LARGEST_DENSE = 16 << 30
@@ -68,21 +67,17 @@ def densify(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def embed_tensors(model: ir.Model) -> None:
-    """Read external tensors that cannot travel apart from the graph into memory.
+def map_external_tensors(model: ir.Model) -> None:
+    """Let tensors beside the model be arrays over the mapped file: nothing is read yet.
 
-    PyTorch's exporter writes all tensors beside the model. onnx's checker and ONNX Runtime get the
-    graph without its folder, and apart from it only the main graph's large tensors of plain types.
+    PyTorch's exporter writes all of them there. A reference to the file would not survive: onnx's
+    checker, ONNX Runtime and every model that is written get the graph without its folder.
     """
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            is_plain = tensor.dtype in NUMPY_DTYPES
-            if graph is not model.graph or tensor.nbytes <= _DETACH_BYTES or not is_plain:
-                array = tensor.numpy().copy()
-                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def without_large_weights(

@@ -1,5 +1,6 @@
 """Loading ONNX: what arrives, bound dimensions, old opsets, sparse and external tensors."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsegraph.capture import load
 from sparsegraph.errors import CaptureError
 from sparsegraph.graph import opset, static_shape
+from sparsegraph.output import write_model
 from sparsegraph.verify import compare, feeds_for, run_onnx
 from tests.passes.check import weight
 
@@ -203,12 +205,39 @@ def external(folder: Path) -> Path:
 def test_external_data_beside_the_model(tmp_path: Path) -> None:
     model = load(external(tmp_path))
     tensor = model.graph.initializers["w"].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
+    assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), weight(64, 32))
+    array: object = tensor.numpy()
+    while isinstance(array, np.ndarray):
+        array = array.base
+    assert isinstance(getattr(array, "obj", array), mmap.mmap), "the file is mapped, not read"
+
+
+def test_a_written_model_holds_its_weights(tmp_path: Path) -> None:
+    """A model with its weights beside it would refer to files that the copy does not have."""
+    model = load(external(tmp_path))
+    feed = feeds_for(model, 2)[1]
+    want = run_onnx(model, feed)
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "elsewhere" / "copy.onnx"
+    write_model(path, model)
+    assert compare(run_onnx(onnx.load(path), feed), want) == 0
+    assert compare(run_onnx(ir.to_proto(model), feed), want) == 0
+
+
+def test_a_model_may_be_written_over_the_files_it_came_from(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    model = load(path)
+    feed = feeds_for(model, 2)[1]
+    want = run_onnx(model, feed)
+    write_model(path, model)
+    write_model(tmp_path / "w.bin", model)
+    assert compare(run_onnx(load(path), feed), want) == 0
+    assert compare(run_onnx(model, feed), want) == 0
 
 
 @pytest.mark.parametrize("size", [2, 64])
-def test_small_external_data_is_read(size: int, tmp_path: Path) -> None:
+def test_external_tensors_reach_checker_and_subgraphs(size: int, tmp_path: Path) -> None:
     """As PyTorch's exporter writes it: every tensor beside the model, biases and shapes too."""
     text = (
         "g (float[1,4] x, bool c) => (float[1,S] z) { y = MatMul(x, w)  r = Add(y, b) "
