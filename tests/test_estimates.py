@@ -38,9 +38,10 @@ def test_factors_scale_arithmetic_and_leave_memory(file: Path) -> None:
     known = cost.prices(get(MEASURED))
     cost.save(GUESSED, {"core": "some-core", "dense": 2.0, "coded": 3.0})
     found = cost.prices(get(GUESSED))
-    for kernel, factor in (("dense", 2), ("coded", 3), ("ort_product", 2)):
+    arithmetic = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")
+    for kernel, factor in (("dense", 2), ("coded", 3), ("ort_product", 2), ("winograd_input", 2)):
         for name, price in known[kernel].items():
-            scaled = factor if name in ("fma", "load", "value", "mac", "tail") else 1
+            scaled = factor if name in arithmetic else 1
             assert found[kernel][name] == pytest.approx(scaled * price)
     assert "some-core" in cost.basis(get(GUESSED))
 

@@ -27,7 +27,7 @@ Prices = dict[str, dict[str, float]]
 
 FILE = Path(__file__).with_name("costs.json")
 _DEFAULT = "x86-64-v3"
-_LOOP = ("fma", "load", "value", "mac", "tail")  # what costs arithmetic; the rest is memory
+_LOOP = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")  # not memory
 _LINE = 16  # float32 values in a cache line
 _CODED_BYTES = 6  # value and column of one non-zero weight
 
