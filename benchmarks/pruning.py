@@ -3,6 +3,7 @@
     python -m benchmarks.pruning minilm --recipe dense floor magnitude:0.7 admm:0.7 --json out.json
     python -m benchmarks.pruning ocr=FILE.onnx --recipe dense magnitude:0.5 --json out.json
     python -m benchmarks.pruning minilm --recipe admm:0.7@flops=0.3x     densities by the budget
+    python -m benchmarks.pruning minilm --recipe taylor:0.7@torch        gradients of a module
     python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
     python -m benchmarks.pruning debian-288 --recipe admm:2:4            this machine's packages
     python -m benchmarks.pruning table --json out.json
@@ -26,7 +27,7 @@ from benchmarks import results
 from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
 from benchmarks.texts import descriptions
 
-DENSE, FLOOR = "dense", "floor"
+DENSE, FLOOR, TORCH = "dense", "floor", "torch"
 FILE = Path(__file__).parent / "results" / "pruning.json"
 
 
@@ -97,7 +98,10 @@ def measure(task: Task, recipe: str) -> Row:
         took = 0.0
     else:
         plain, _, limit = recipe.partition("@")
-        if limit:
+        if limit == TORCH:
+            found = task.gradients(plain.partition(":")[0]) if task.gradients else None
+            pruned = prune(task.model, plain, task.calibration, gradients=found)
+        elif limit:
             kind, _, amount = limit.partition("=")
             pruned = prune_within(task.model, plain, task.calibration, {kind: amount}).pruned
         else:

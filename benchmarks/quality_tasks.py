@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from sparsegraph import minilm
 from sparsegraph.capture import load
 from sparsegraph.demo_model import onnx_runner, retrieval, spearman
 from sparsegraph.errors import CaptureError, message
+from sparsegraph.gradients import Gradient
 from sparsegraph.recipe import Recipe, select
 
 Array = np.ndarray[Any, Any]
@@ -60,13 +61,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """A dense model, calibration feeds, and `score(model)`; `data` identifies what is scored."""
+    """A dense model, calibration feeds, and `score(model)`; `data` identifies what is scored.
+
+    `gradients(method)` asks a PyTorch module, where there is one.
+    """
 
     name: str
     model: ir.Model
     calibration: Sequence[Feed]
     score: Callable[[ir.Model], Score] = field(repr=False)
     data: str = ""
+    gradients: Callable[[str], Mapping[str, Gradient]] | None = field(default=None, repr=False)
 
     def floor(self) -> Score:
         """The score with every layer that pruning selects set to zero."""
@@ -90,14 +95,22 @@ def minilm_retrieval(
     `with_short`: half of what is scored are short sentences. `pairs` replaces what is scored.
     """
     folder = minilm.model_folder()
-    model = minilm.build(minilm.read_weights(folder / "model.safetensors"), tokens=_TOKENS)
+    weights = minilm.read_weights(folder / "model.safetensors")
+    model = minilm.build(weights, tokens=_TOKENS)
     tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
     shown = texts.sample(texts.documentation(texts.CALIBRATION), n_calibration)
     feeds = tokenizer.feeds([text for pair in shown for text in pair[0 if with_short else 1 :]])
     asked = list(pairs) if pairs is not None else texts.documentation(texts.SCORED)
     scored = _Retrieval(model, tokenizer, texts.sample(asked, n_pairs))
     name = f"minilm-{n_calibration}" if with_short else "minilm"
-    return Task(name, model, feeds, scored.score, texts.digest(scored.pairs))
+
+    def gradients(method: str) -> Mapping[str, Gradient]:
+        from benchmarks import minilm_torch
+
+        sides = (tokenizer.feeds([pair[part] for pair in shown]) for part in (0, 1))
+        return minilm_torch.gradients(method, weights, *sides)
+
+    return Task(name, model, feeds, scored.score, texts.digest(scored.pairs), gradients)
 
 
 @dataclass(frozen=True)

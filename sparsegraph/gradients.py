@@ -23,12 +23,13 @@ _SEED = 0
 @dataclass(frozen=True)
 class Gradient:
     """Of one parameter, in its shape: `square` is the mean over calls of the squared gradient,
-    `mean` the mean gradient, None without a loss. `parameter` itself tells which way a square
-    weight lies in a model that may have turned it."""
+    `mean` the mean gradient, None without a loss. `relevance` is that of `sparsegraph.relevance`.
+    `parameter` itself tells which way a square weight lies in a model that may have turned it."""
 
-    square: Array
+    square: Array | None
     mean: Array | None = None
     parameter: Array | None = None
+    relevance: Array | None = None
 
 
 def of_module(

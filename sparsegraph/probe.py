@@ -27,16 +27,23 @@ Array = np.ndarray[Any, Any]
 
 N_PROBES, N_FEEDS = 32, 4
 _SIZE = 1e-2  # of a disturbance, over the root mean square of the layer's outputs
+_NEEDED = {  # what a criterion reads of a `Gradient`, and in words
+    "taylor": ("mean", "gradients of a loss"),
+    "fisher": ("square", "gradients"),
+    "relevance": ("relevance", "relevance"),
+}
 _LEAST = 1e-2  # of the mean: below it an estimate is its own noise
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Gradients of a layer's weight [group, out, columns], or of its outputs [group, out]."""
+    """Gradients of a layer's weight [group, out, columns], or of its outputs [group, out]; or the
+    relevance of the weight."""
 
     square: Array | None = None
     mean: Array | None = None
     outputs: Array | None = None
+    relevance: Array | None = None
 
 
 def slopes(
@@ -56,21 +63,21 @@ def slopes(
     if gradients is not None:
         return {layer.name: _given(layer, recipe.method, gradients) for layer in chosen}
     if needs == GRADIENTS:
-        need, fix = "gradients of a loss", "pass gradients=, or use fisher"
+        need = _NEEDED[recipe.method][1]
+        fix = "pass gradients=, or use fisher"
         raise UsageError(message("recipe", recipe.method, "no gradients", need, fix))
     found = output_slopes(model, chosen, feeds[:N_FEEDS], seed=recipe.seed)
     return {name: Slope(outputs=array) for name, array in found.items()}
 
 
 def _given(layer: Layer, method: str, gradients: Mapping[str, Gradient]) -> Slope:
-    found, name = gradients.get(str(layer.value.name)), str(layer.value.name)
-    if found is None or (method == "taylor" and found.mean is None):
-        need, fix = f"gradients of '{name}'", "take them of the module that was captured"
+    name = str(layer.value.name)
+    found, (field, words) = gradients.get(name), _NEEDED[method]
+    array = None if found is None else getattr(found, field)
+    if found is None or array is None:
+        need, fix = f"{words} of '{name}'", "take them of the module that was captured"
         raise UsageError(message("gradients", name, "none", need, fix))
-    square, mean = (None if a is None else _stored(layer, a, found.parameter)
-                    for a in (found.square, found.mean))  # fmt: skip
-    assert square is not None
-    return Slope(layer.product(square), None if mean is None else layer.product(mean))
+    return Slope(**{field: layer.product(_stored(layer, array, found.parameter))})
 
 
 def _stored(layer: Layer, array: Array, parameter: Array | None) -> Array:

@@ -145,7 +145,9 @@ class _Inputs:
             fisher = slope.outputs[group][:, None] * np.square(self.known.norm)
         else:
             fisher = None if slope.square is None else slope.square[group][:, order]
-        return replace(self, known=replace(self.known, gradient=mean, fisher=fisher))
+        parts = None if slope.relevance is None else slope.relevance[group][:, order]
+        known = replace(self.known, gradient=mean, fisher=fisher, relevance=parts)
+        return replace(self, known=known)
 
 
 @dataclass(frozen=True)

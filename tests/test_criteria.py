@@ -43,7 +43,14 @@ def known(columns: int, out: int = 40) -> Known:
     second = x.T @ x / len(x)
     weight = np.random.default_rng(SEED).lognormal(size=(out, 1))
     mean = weight * (x.mean(axis=0) + 0.1)
-    return Known(np.sqrt(np.diag(second)), second, (SEED,), mean, weight * np.diag(second))
+    return Known(
+        np.sqrt(np.diag(second)),
+        second,
+        (SEED,),
+        mean,
+        weight * np.diag(second),
+        weight * x.std(axis=0),
+    )
 
 
 def groups_hold(keep: np.ndarray, structure: Structure) -> bool:

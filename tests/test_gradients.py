@@ -122,7 +122,9 @@ def test_what_is_missing_is_said() -> None:
     model, found, calibration = gradients()
     for recipe, given, text in (
         ("taylor:0.5", None, "no gradients"),
-        ("taylor:0.5", found, "found none, need gradients of"),
+        ("taylor:0.5", found, "found none, need gradients of a loss of"),
+        ("relevance:0.5", found, "found none, need relevance of"),
+        ("relevance:0.5", None, "no gradients, need relevance"),
         ("fisher:0.5", {}, "found none, need gradients of"),
     ):
         with pytest.raises(UsageError, match=text):

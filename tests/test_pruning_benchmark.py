@@ -59,6 +59,44 @@ def test_a_task_is_measured_and_its_floor_is_worse() -> None:
     assert found.share > pruning.measure(task, "random:0.9").share
 
 
+def small_weights() -> dict[str, np.ndarray]:
+    """A checkpoint of one layer: 24 features, 12 heads, 48 hidden units, 50 words."""
+    generator = np.random.default_rng(0)
+    shapes = {f"embeddings.{n}_embeddings.weight": (m, 24)
+              for n, m in (("word", 50), ("position", 16), ("token_type", 2))}  # fmt: skip
+    scope = "encoder.layer.0"
+    for name in ("attention.self.query", "attention.self.key", "attention.self.value",
+                 "attention.output.dense"):  # fmt: skip
+        shapes |= {f"{scope}.{name}.weight": (24, 24), f"{scope}.{name}.bias": (24,)}
+    shapes |= {f"{scope}.intermediate.dense.weight": (48, 24), f"{scope}.output.dense.bias": (24,)}
+    shapes |= {f"{scope}.intermediate.dense.bias": (48,), f"{scope}.output.dense.weight": (24, 48)}
+    for name in ("embeddings", f"{scope}.attention.output", f"{scope}.output"):
+        shapes |= {f"{name}.LayerNorm.{part}": (24,) for part in ("weight", "bias")}
+    return {n: generator.normal(size=s).astype(np.float32) / 3 for n, s in shapes.items()}
+
+
+def test_the_module_is_the_graph_and_tells_its_gradients() -> None:
+    from benchmarks import minilm_torch
+    from sparsegraph import minilm
+    from sparsegraph.demo_model import onnx_runner
+    from sparsegraph.prune import prune
+
+    torch = pytest.importorskip("torch")
+    weights = small_weights()
+    model = minilm.build(weights, tokens=8)
+    mask = np.array([[1, 1, 1, 1, 1, 0, 0, 0]])
+    given = [{"input_ids": np.arange(8)[None] + 8 * i, "attention_mask": mask} for i in range(5)]
+    module = minilm_torch.Encoder(weights)
+    with torch.no_grad():
+        found = module(*minilm_torch._Side.of(given[:1])).numpy()
+    np.testing.assert_allclose(found, onnx_runner(model, threads=1)(given[0]), atol=1e-5)
+    for method in ("taylor", "fisher", "relevance"):
+        gradients = minilm_torch.gradients(method, weights, given[:4], given[1:])
+        pruned = prune(model, f"{method}:0.5", gradients=gradients)
+        assert pruned.density == pytest.approx(0.5, abs=0.01)
+        assert len(pruned.table) == 6
+
+
 def test_standard_errors() -> None:
     assert Score(0.5, 100).two_errors == pytest.approx(0.1)
 

@@ -18,7 +18,8 @@ class Known:
 
     `norm` [columns]: root mean square of each; `second` [columns, columns]: E[x x^T]. None where
     nothing was measured. `gradient` and `fisher` [out, columns]: mean and mean square of dL/dw over
-    the calibration data. `seed` makes random criteria repeatable.
+    the calibration data, `relevance` [out, columns] what each contributes. `seed` makes
+    random criteria repeatable.
     """
 
     norm: Array | None = None
@@ -26,6 +27,7 @@ class Known:
     seed: tuple[int, ...] = (0,)
     gradient: Array | None = None
     fisher: Array | None = None
+    relevance: Array | None = None
 
 
 def dampened(second: Array) -> Array:

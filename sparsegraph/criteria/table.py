@@ -12,6 +12,7 @@ from sparsegraph.criteria import (
     magnitude,
     projected,
     random,
+    relevance,
     sparsegpt,
     spectrum,
     taylor,
@@ -53,4 +54,5 @@ CRITERIA: dict[str, Criterion] = {
     "spectrum": Criterion(spectrum.prune),
     "taylor": Criterion(taylor.prune, GRADIENTS),
     "fisher": Criterion(fisher.prune, SENSITIVITY),
+    "relevance": Criterion(relevance.prune, GRADIENTS),
 }
