@@ -9,15 +9,17 @@ without any key) is taken in. Three-dimensional operands become [1, B*H, T, d].
 
 A row whose keys are all blocked must keep its meaning. Softmax over a row of one finite value is
 uniform, while Attention in ONNX Runtime returns zeros once all entries are at the lowest float, so
-finite masks are raised to -1e30: still exp() = 0, still uniform when alone.
+finite masks are raised to -1e30: still exp() = 0, still uniform when alone. Where -inf blocks a row
+at run time, softmax gives NaN and Attention zeros, so NaN is added where the row's highest mask
+entry is -inf, and zero elsewhere. (The guard gives zeros as well.)
 
-Declines when: the mask may block a whole row with -inf (softmax gives NaN, Attention zeros; with
-the guard both give zeros), the softmax is not over keys, the probabilities have another user, the
-ranks are not 3 or 4, a shape is unknown, or the opset is below 23.
+Declines when: a row of a constant mask is -inf everywhere, nothing is known of an additive mask,
+the softmax is not over keys, the probabilities have another user, the ranks are not 3 or 4, a shape
+is unknown, or the opset is below 23.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -41,12 +43,18 @@ FLOOR = -1e30  # far below any score, far above the lowest float
 
 @dataclass(frozen=True)
 class Mask:
-    """An additive mask `value`, or `fill` where the bool `value` is `blocked`."""
+    """An additive mask `value`, or `fill` where the bool `value` is `blocked`.
+
+    Attributes:
+        clamp: raise it to FLOOR.
+        keeps_nan: it may be -inf in a whole row, whose result must be NaN.
+    """
 
     value: ir.Value
     fill: float | None = None
     blocked: bool = False
     clamp: bool = False
+    keeps_nan: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,18 @@ class FuseAttention(RewritePass):
         """Bring operands to four dimensions, then one Attention."""
         q, v = _to_4d(found.q, build), _to_4d(found.v, build)
         k = _keys(found.kt, build)
-        inputs = [q, k, v]
+        inputs, lost = [q, k, v], None
         if found.mask is not None:
-            inputs.append(_additive(found, build))
+            mask = _additive(found, build)
+            lost = _lost(mask, build) if found.mask.keeps_nan else None
+            inputs.append(_spread(mask, found, build))
         shape = static_shape(found.output)
         assert shape is not None
         full = shape if len(shape) == 4 else (1, *shape)
         attributes = {"scale": found.scale}
         y = build.op("Attention", inputs, attributes, like=found.output, shape=full)
+        if lost is not None:
+            y = build.op("Add", [y, lost], like=y, shape=full)
         return [y] if len(shape) == 4 else [_reshape(y, shape, build)]
 
 
@@ -238,7 +250,7 @@ def _safe(mask: Mask, guarded: bool) -> Mask | str:
     if low is None:
         return "the additive mask may be -inf in a whole row"
     if low == -np.inf:
-        return mask if guarded else "the mask may be -inf in a whole row"
+        return replace(mask, keeps_nan=not guarded)
     return Mask(mask.value, clamp=low < FLOOR)
 
 
@@ -248,7 +260,7 @@ def _safe_fill(mask: Mask, fill: float, guarded: bool) -> Mask | str:
     if blocks is not None and not blocks.all(axis=-1).any() and fill <= -1e4:
         return mask  # every row keeps a key, so only exp(fill) = 0 matters
     if fill == -np.inf:
-        return mask if guarded else "the mask may be -inf in a whole row"
+        return replace(mask, keeps_nan=not guarded)
     if fill > FLOOR / 1e10:
         return f"blocked places are set to {fill:g}: a fully blocked row is uniform, not shifted"
     return Mask(mask.value, fill, mask.blocked, clamp=fill < FLOOR)
@@ -334,19 +346,16 @@ def _reshape(value: ir.Value, shape: tuple[int, ...], build: Builder) -> ir.Valu
 
 
 def _additive(found: Found, build: Builder) -> ir.Value:
-    """The mask as float, finite where clamped, with all queries and keys spelled out."""
+    """The mask as float, finite where clamped, with as many dimensions as Attention wants."""
     mask = found.mask
-    q, kt = static_shape(found.q), static_shape(found.kt)
     assert mask is not None
-    assert q is not None
-    assert kt is not None
     assert found.q.dtype is not None
     dtype = found.q.dtype.numpy()
-    full = (q[-2], kt[-1])
+    rank = len(_shape(found.q))
     array = constant(mask.value)
     if array is not None:
-        return _constant_mask(mask, array, full, dtype, len(q), build)
-    value = mask.value
+        return _constant_mask(mask, array, _full(found), dtype, rank, build)
+    value = _unexpanded(mask.value)
     if mask.fill is not None:
         fill = max(mask.fill, FLOOR) if mask.clamp else mask.fill
         numbers = [build.constant(np.array(n, dtype), f"{build.hint}_fill") for n in (fill, 0.0)]
@@ -356,7 +365,22 @@ def _additive(found: Found, build: Builder) -> ir.Value:
     elif mask.clamp:
         floor = build.constant(np.array(FLOOR, dtype), f"{build.hint}_floor")
         value = build.op("Max", [value, floor], like=value)
-    return _spread(value, full, len(q), build)
+    return _padded(value, rank, build)
+
+
+def _unexpanded(value: ir.Value) -> ir.Value:
+    """What was repeated over batch or heads, which Attention does itself."""
+    node = made_by(value, "Expand")
+    if node is None or node.inputs[0] is None:
+        return value
+    before, after = static_shape(node.inputs[0]), static_shape(value)
+    same_rank = before is not None and after is not None and len(before) == len(after)
+    return _unexpanded(node.inputs[0]) if same_rank else value
+
+
+def _full(found: Found) -> tuple[int, int]:
+    """Queries and keys."""
+    return _shape(found.q)[-2], _shape(found.kt)[-1]
 
 
 def _constant_mask(
@@ -382,20 +406,37 @@ def _constant_mask(
     return build.constant(array, f"{mask.value.name}_mask", mask.value)
 
 
-def _spread(value: ir.Value, full: tuple[int, int], rank: int, build: Builder) -> ir.Value:
-    """Expand queries and keys: ONNX Runtime broadcasts only batch and heads of a mask."""
+def _padded(value: ir.Value, rank: int, build: Builder) -> ir.Value:
+    """The mask with two or four dimensions."""
     shape = _shape(value)
-    lead = shape[:-2] if len(shape) > 2 else ()
+    lead = shape[:-2]
     if (rank == 3 and len(shape) == 3) or len(lead) == 1:
         lead = (1, *lead)
-    target = (*lead, *full)
-    padded = (*[1] * (len(target) - len(shape)), *shape)
-    if len(shape) < 2 or len(padded) != len(shape):
-        value = _reshape(value, padded, build)
-    if padded == target:
+    padded = (*lead, *(1,) * (2 - len(shape)), *shape[-2:])
+    return value if padded == shape else _reshape(value, padded, build)
+
+
+def _spread(value: ir.Value, found: Found, build: Builder) -> ir.Value:
+    """Expand queries and keys: ONNX Runtime broadcasts only batch and heads of a mask."""
+    target = (*_shape(value)[:-2], *_full(found))
+    if _shape(value) == target:
         return value
     size = build.constant(np.array(target, np.int64), f"{build.hint}_mask_shape")
     return build.op("Expand", [value, size], like=value, shape=target)
+
+
+def _lost(mask: ir.Value, build: Builder) -> ir.Value:
+    """NaN for rows without any key, zero for the others."""
+    assert mask.dtype is not None
+    dtype, shape = mask.dtype.numpy(), (*_shape(mask)[:-1], 1)
+    axes = build.constant(np.array([-1], np.int64), f"{build.hint}_axes")
+    top = build.op("ReduceMax", [mask, axes], {"keepdims": 1}, like=mask, shape=shape)
+    low, nan, zero = (
+        build.constant(np.array(n, dtype), f"{build.hint}_number") for n in (-np.inf, np.nan, 0.0)
+    )
+    is_lost = build.op("Equal", [top, low], shape=shape)
+    is_lost.type = ir.TensorType(ir.DataType.BOOL)
+    return build.op("Where", [is_lost, nan, zero], like=mask, shape=shape)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from sparsegraph.passes.fuse_attention import FuseAttention
 from sparsegraph.passes.fuse_gelu import FuseGelu
 from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
 
+from sparsegraph.graph import static_shape
 from sparsegraph.verify import Session
 from tests.passes.check import Result, apply, parse, run, weight
 
@@ -232,10 +233,43 @@ def test_where_masks(fill: float, guard: str) -> None:
     inputs = f"{QKV4}, bool[2,1,5,7] keep"
     body = f"{KT}  s = MatMul(q, kt)  m = Where(keep, s, fill)  {guard}"
     result = attention(body, inputs, fill=number(fill))
-    if fill == INF and guard is END:
-        assert "-inf in a whole row" in result.declined[0].reason
-    else:
-        assert result.counts["Attention"] == 1
+    assert result.counts["Attention"] == 1
+    assert result.counts["ReduceMax"] == int(fill == INF and guard is END)
+
+
+@pytest.mark.parametrize("shape", ["2,1,1,7", "2,3,1,7", "1,1,5,7", "5,7", "3,5,7", "7"])
+def test_rows_that_may_lose_all_keys_stay_nan(shape: str) -> None:
+    body = f"{KT}  b = Where(pad, fill, zeros)  s = MatMul(q, kt)  m = Add(b, s)  {END}"
+    dims = tuple(map(int, shape.split(",")))
+    zeros = np.zeros(dims, np.float32)
+    inputs = f"{QKV4}, bool[{shape}] pad"
+    result = attention(body, inputs, fill=number(INF), zeros=zeros)
+    assert result.counts["Attention"] == 1
+    feed: dict[str, np.ndarray] = {n: weight(2, 3, t, 8) for n, t in zip("qkv", (5, 7, 7))}
+    feed["pad"] = np.zeros(dims, np.bool_)
+    feed["pad"].reshape(-1, 7)[0] = True
+    y = Session(result.model).run(feed)["y"]
+    lost = np.broadcast_to(feed["pad"].all(-1, keepdims=True), y.shape)
+    np.testing.assert_array_equal(np.isnan(y), lost)
+
+
+def test_a_mask_repeated_over_heads_is_not() -> None:
+    body = f"""{KT}  b = Where(pad, fill, zeros)  e = Expand(b, all)  s = MatMul(q, kt)
+        m = Add(s, e)  {END}"""
+    result = attention(
+        body, f"{QKV4}, bool[2,1,1,7] pad", fill=number(LOWEST),
+        zeros=np.zeros((2, 1, 1, 7), np.float32), all=np.array([2, 3, 1, 7]),
+    )  # fmt: skip
+    mask = result.node("Attention").inputs[3]
+    assert mask is not None
+    assert static_shape(mask) == (2, 1, 5, 7)
+
+
+def test_rows_of_three_dimensions_stay_nan() -> None:
+    body = f"""kt = Transpose<perm=[0,2,1]>(k)  s = MatMul(q, kt)  m = Where(pad, fill, s)  {END}"""
+    inputs = "float[6,5,8] q, float[6,7,8] k, float[6,7,8] v, bool[6,1,7] pad"
+    result = attention(body, inputs, "float[6,5,8] y", fill=number(INF))
+    assert result.counts["Attention"] == 1
 
 
 def test_torch_bool_mask_becomes_additive() -> None:
