@@ -222,6 +222,21 @@ def weighted(model: ir.Model) -> list[Layer]:
     return [layer for node in model.graph if (layer := _layer(node)) is not None]
 
 
+def unfolded(model: ir.Model) -> list[str]:
+    """Names of products whose weight is still computed from constants, as in raw captures.
+
+    Linear layers of 3-D inputs come with a Transpose of their weight, which `optimize` folds.
+    """
+    held: set[ir.Value] = set()
+    for node in model.graph:
+        inputs = [v for v in node.inputs if v is not None]
+        if inputs and all(_is_constant(v) or v in held for v in inputs):
+            held.update(node.outputs)
+    kinds = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+    products = [node for node in model.graph if node.op_type in kinds and _layer(node) is None]
+    return [node.name or "" for node in products if held.intersection(node.inputs[:2])]
+
+
 def _layer(node: ir.Node) -> Layer | None:
     if node.domain not in ("", "ai.onnx"):
         return None

@@ -12,9 +12,10 @@ from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
 from sparsegraph.criteria.structure import INPUTS, OUTPUTS, Structure
 from sparsegraph.criteria.table import CRITERIA, GRADIENTS, NOTHING, SENSITIVITY, Criterion
 from sparsegraph.errors import UsageError, message
-from sparsegraph.layers import Layer, weighted
+from sparsegraph.layers import Layer, unfolded, weighted
 
 MASKS = "masks"  # no criterion: masks come from outside
+OPTIMISE = "optimise first: `sparsegraph optimize model.onnx -o folded.onnx`, or sg.optimize"
 _SHORT = {"lamp": ("magnitude", "lamp")}  # name -> criterion, allocation
 METHODS = (*CRITERIA, *_SHORT, MASKS)
 _FORM = "method:0.7, method:2:4, method:0.7:8x1, method:0.5:channels or masks, then ,key=value"
@@ -211,9 +212,14 @@ def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str
             skipped.append((layer.name, reason))
         else:
             chosen.append(layer)
+    hidden = unfolded(model)
+    skipped += [(name, f"its weight is computed: {OPTIMISE}") for name in hidden]
     if not chosen:
         found = f"no layer to prune among {len(skipped)}"
         need, fix = "at least one", "widen layers= or narrow ignore="
+        if hidden:
+            found = f"{found}, of which {len(hidden)} compute their weights from constants"
+            fix = OPTIMISE
         raise UsageError(message("recipe", str(recipe), found, need, fix))
     return chosen, skipped
 

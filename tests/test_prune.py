@@ -10,8 +10,10 @@ from sparsegraph.criteria.table import CRITERIA
 from sparsegraph.demo_model import onnx_runner
 from sparsegraph.errors import UsageError
 from sparsegraph.layers import weighted
+from sparsegraph.pipeline import optimize
 from sparsegraph.prune import prune
 from sparsegraph.recipe import Recipe
+from tests.passes.check import parse, weight
 
 SEED = 5
 sparsegpt = CRITERIA["sparsegpt"].prune
@@ -524,3 +526,25 @@ def test_whole_input_channels_go(method: str) -> None:
             shares[layer.name] = dead.all(axis=2).mean()
     assert shares
     assert all(share == pytest.approx(0.5, abs=0.1) for share in shares.values())
+
+
+def raw(*, is_linear: bool) -> ir.Model:
+    """As exporters write linear layers of 3-D inputs: the weight is transposed in the graph."""
+    text = """g (float[2,5,24] x) => (float[2,5,32] y) {
+        t = Transpose<perm = [1, 0]>(w)  u = Mul(t, s)  h = MatMul(x, u)  y = Add(h, b) }"""
+    if is_linear:
+        text = text.replace("h = MatMul(x, u)", "z = MatMul(x, v)  h = MatMul(z, u)")
+    return parse(text, w=weight(32, 24), s=weight(24, 32), b=weight(32), v=weight(24, 24))
+
+
+def test_a_raw_capture_says_what_to_run() -> None:
+    with pytest.raises(
+        UsageError, match=r"among 1, of which 1 compute .*Fix: optimise first: `spa"
+    ):
+        prune(raw(is_linear=False), "magnitude:0.5")
+    (left,) = prune(raw(is_linear=True), "magnitude:0.5").skipped
+    assert left[1].startswith("its weight is computed: optimise first")
+    folded = optimize(raw(is_linear=False)).model
+    assert prune(folded, "magnitude:0.5").density == 0.5
+    with pytest.raises(UsageError, match=r"among 1, need at least one\. Fix: widen layers="):
+        prune(folded, "magnitude:0.5,layers=none")
