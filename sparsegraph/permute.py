@@ -97,7 +97,7 @@ def _groups(analysis: Analysis, layers: Sequence[Layer], m: int) -> list[_Group]
     sequences: dict[bytes, Array] = {}
     for sink in analysis.ties.sinks:
         layer, roots = by_node.get(sink.node), analysis.roots[sink.labels]
-        if layer is None or layer.node.inputs[sink.at] is not layer.data or layer.group > 1:
+        if layer is None:
             continue
         if (roots == FROZEN).any() or len(np.unique(roots)) < len(roots) or len(roots) % m:
             continue
@@ -105,9 +105,7 @@ def _groups(analysis: Analysis, layers: Sequence[Layer], m: int) -> list[_Group]
         sequences[roots.tobytes()] = roots
     constants = {key: _constants(analysis, roots) for key, roots in sequences.items()}
     return [
-        _Group(tuple(readers[key]), found)
-        for key, found in constants.items()
-        if found is not None and all(not layer.quantised for layer in readers[key])
+        _Group(tuple(readers[key]), found) for key, found in constants.items() if found is not None
     ]
 
 
@@ -127,10 +125,8 @@ def _constants(analysis: Analysis, roots: Array) -> tuple[tuple[ir.Value, int], 
             return None
         if value is not None:
             found[value, number] = found.get((value, number), 0) + 1
-    values_of = [value for value, _ in found]
-    is_whole = all(n == len(value.uses()) and value.const_value is not None
-                   for (value, _), n in found.items())  # fmt: skip
-    return tuple(found) if is_whole and len(set(values_of)) == len(values_of) else None
+    is_whole = all(n == len(value.uses()) for (value, _), n in found.items())
+    return tuple(found) if is_whole else None
 
 
 def _scores(layer: Layer, squares: Mapping[str, Array]) -> Array:

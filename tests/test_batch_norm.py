@@ -114,3 +114,44 @@ def test_variances_follow_the_pruned_weights() -> None:
 def test_feeds_are_needed() -> None:
     with pytest.raises(UsageError, match="no calibration"):
         prune(network(), "magnitude:0.5,batch_norm=yes")
+
+
+def changed(factor: float, *, text: str = TEXT, **constants: float) -> list[np.ndarray]:
+    """Statistics of the first norm before and after its convolution's weights are multiplied."""
+    model = filled(text, lambda name, shape: np.full(shape, constants[name])
+                   if name in constants else default(name, shape))  # fmt: skip
+    copy = model.clone()
+    value = copy.graph.initializers["a"]
+    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(factor), name="a")
+    reestimate(model, copy, feeds(4))
+    return [statistics(x)[1] for x in (model, copy)]
+
+
+def default(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return network().graph.initializers[name].const_value.numpy()
+
+
+@pytest.mark.parametrize(("factor", "ratio"), [(10.0, 16.0), (0.01, 1 / 16), (3.0, 9.0)])
+def test_a_ratio_of_variances_is_bounded(factor: float, ratio: float) -> None:
+    before, after = changed(factor)
+    np.testing.assert_allclose(after, before * ratio, rtol=1e-3)
+
+
+def test_epsilon_is_part_of_a_variance() -> None:
+    text = TEXT.replace("BatchNormalization(s,", "BatchNormalization<epsilon = 0.1>(s,")
+    _, after = changed(0.5, text=text)
+    np.testing.assert_allclose(after, 1.1 / 4 - 0.1, rtol=1e-3)
+    _, after = changed(0.5, text=text, var=0.05)
+    np.testing.assert_array_equal(after, np.zeros(24))  # 0.15 / 4 - 0.1 is no variance
+
+
+def test_a_channel_that_never_varied_keeps_its_variance() -> None:
+    before, after = changed(0.5, a=0.0)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_norm_in_training_mode_has_no_statistics_to_correct() -> None:
+    text = TEXT.replace("t = BatchNormalization(s,", "t, m, v0 = BatchNormalization<training_mode "
+                        "= 1>(s,")  # fmt: skip
+    before, after = changed(0.5, text=text)
+    np.testing.assert_array_equal(before, after)

@@ -11,6 +11,7 @@ from sparsegraph.demo_model import onnx_runner
 from sparsegraph.errors import UsageError
 from sparsegraph.permute import _kept, permute, search
 from sparsegraph.prune import prune
+from tests.passes.check import parse
 from tests.test_budget import encoder
 from tests.test_prune import change, feeds
 
@@ -129,3 +130,73 @@ def test_a_recipe_permutes_first() -> None:
 def test_a_share_of_zeros_is_not_permuted_for() -> None:
     with pytest.raises(UsageError, match="N:M along inputs"):
         prune(encoder(), "wanda:0.5,permute=yes", feeds())
+
+
+def same_outputs(model: ir.Model, found: ir.Model, given: dict[str, np.ndarray]) -> None:
+    want, have = (onnx_runner(x, threads=1)(given) for x in (model, found))
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # one channel of 16 is an output's
+        ("c)\n}", "c)\n z = Slice(u, zero, one, ax)\n}"),
+        # the reader sees the halves the other way round
+        ("u = Relu(t)", "e = Relu(t) l = Slice(e, lo, hi, ax) r = Slice(e, hi, end, ax) "
+         "u = Concat<axis = 1>(r, l)"),
+    ],
+)  # fmt: skip
+def test_an_order_that_shows_elsewhere_stays(old: str, new: str) -> None:
+    more = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] end = {16}, "
+    text = CONV.replace(old, new).replace("<int64[1] lo", f"<{more}int64[1] lo")
+    if "z =" in new:
+        text = text.replace("6] y)", "6] y, float[1, 1, 6, 6] z)")
+    model = network(text)
+    found = permute(model, 2, 4)
+    assert found.table == ()
+    same_outputs(model, found.model, feed())
+
+
+def test_a_number_of_channels_that_m_does_not_divide_stays() -> None:
+    text = CONV.replace("16", "18").replace("6] y)", "6] y)")
+    assert permute(network(text), 2, 4).table == ()
+    assert len(permute(network(text), 1, 3).table) == 1
+
+
+def test_nothing_is_moved_for_nothing() -> None:
+    """Equal weights: no order keeps more."""
+    model = filled(CONV, lambda _, shape: np.ones(shape))
+    assert permute(model, 2, 4).table == ()
+
+
+def test_each_reader_counts_once() -> None:
+    (row,) = permute(encoder(), 2, 4).table
+    assert (row.layers, row.n_channels) == (("down",), 96)
+
+
+def test_a_residual_moves_both_axes_of_what_is_inside() -> None:
+    text = CONV.replace("float[16] b,", "float[16] b, float[16, 16, 1, 1] r,").replace(
+        "u = Relu(t)", "k = Relu(t) o = Conv(k, r) u = Add(k, o)"
+    )
+    model = network(text)
+    found = permute(model, 2, 4)
+    (row,) = found.table
+    assert len(row.layers) == 2
+    before, after = (x.graph.initializers["r"].const_value.numpy() for x in (model, found.model))
+    assert (before.sum(axis=0) != after.sum(axis=0)).any()
+    assert (before.sum(axis=1) != after.sum(axis=1)).any()
+    same_outputs(model, found.model, feed())
+
+
+def test_quantised_weights_stay() -> None:
+    """Whatever reads them beside a weight in floating point."""
+    text = """g (float[2, 8] x) => (float[2, 4] y) {
+        h = MatMul(x, a)  r = Relu(h)  d = DequantizeLinear(q, s)  y = MatMul(r, d) }"""
+    generator = np.random.default_rng(SEED)
+    q = generator.integers(-127, 127, (16, 4)).astype(np.int8)
+    a = generator.normal(size=(8, 16)).astype(np.float32)
+    model = parse(text, a=a, q=q, s=np.float32(0.1))
+    assert permute(model, 2, 4).table == ()
+    plain = text.replace("d = DequantizeLinear(q, s)  ", "").replace("(r, d)", "(r, q)")
+    assert len(permute(parse(plain, a=a, q=q.astype(np.float32)), 2, 4).table) == 1
