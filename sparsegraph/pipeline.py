@@ -14,6 +14,7 @@ from sparsegraph.errors import PassError, UsageError, VerifyError, message
 from sparsegraph.graph import fill_shapes, has_subgraph, is_random
 from sparsegraph.passes.classify_masks import ClassifyMasks
 from sparsegraph.passes.dedupe import Dedupe
+from sparsegraph.passes.expand_einsum import ExpandEinsum
 from sparsegraph.passes.fold_batch_norm import FoldBatchNorm
 from sparsegraph.passes.fold_constants import FoldConstants
 from sparsegraph.passes.fold_conv_bias import FoldConvBias
@@ -44,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     FoldShapes(),  # shapes are static, so Shape and Size are numbers
     FoldConstants(),  # masks, merges, transposed weights: every input-independent subgraph
     InlineIf(),  # what constants decide is decided
+    ExpandEinsum(),
     FoldShapes(),
     FoldConstants(),  # inside the branches
     RemoveIdentity(),
