@@ -19,25 +19,33 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from sparsegraph import memory, runtime
+from sparsegraph import loading, memory
 from sparsegraph.errors import UsageError, message
+from sparsegraph.manifest import (
+    Code,
+    Footprint,
+    Manifest,
+    MemberRecord,
+    TaskRecord,
+    all_segments,
+    describe,
+    fallback_name,
+)
 from sparsegraph.patch import WORD, Patch
-from sparsegraph.program import Fallback, Plan, Program, Ref, Step, Tensor
+from sparsegraph.program import Fallback, Plan, Program, Ref
 from sparsegraph.progress import Progress, silent
-from sparsegraph.targets import bundle, driver, emit, features, link
+from sparsegraph.targets import bundle, driver, emit, features
 from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.target import Target
 
@@ -45,137 +53,6 @@ Check = Callable[[Path], Mapping[str, JsonValue]]
 
 _ALIGNMENT = 64
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorRecord(_Record):
-    """An input or output."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class TargetRecord(_Record):
-    """The machine that the code needs."""
-
-    text: str
-    arch: str
-    triple: str
-    cpu: str
-    features: tuple[str, ...]
-
-
-class StepRecord(_Record):
-    """One kernel call: see `program.Step`."""
-
-    nodes: tuple[str, ...]
-    kernel: str
-    detail: str
-    items: int
-    flops: int
-    dense_flops: int
-
-
-class NativeRecord(_Record):
-    """A segment in the library; `index` is its number there."""
-
-    kind: Literal["native"] = "native"
-    index: int
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
-    arena_bytes: int
-    arena_lower_bound: int
-    scratch_bytes: int
-    steps: tuple[StepRecord, ...]
-
-
-class FallbackRecord(_Record):
-    """A segment that ONNX Runtime runs."""
-
-    kind: Literal["onnxruntime"] = "onnxruntime"
-    member: str
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
-    nodes: tuple[str, ...]
-    reason: str
-
-
-class VariantRecord(_Record):
-    """The model for one set of input shapes."""
-
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
-    segments: tuple[NativeRecord | FallbackRecord, ...]
-
-
-class MemberRecord(_Record):
-    """A file of the artefact."""
-
-    sha256: str
-    n_bytes: int
-
-
-class TaskRecord(_Record):
-    """Other weights for the same code: a patch of `n_gaps` gaps, then words, as in patch.py."""
-
-    name: str
-    member: str
-    n_gaps: int
-    n_changed: int
-
-
-class CodeRecord(VariantRecord):
-    """The model for a better CPU than the one that the rest of the manifest is about."""
-
-    target: TargetRecord
-    variants: tuple[VariantRecord, ...]
-
-
-class Footprint(_Record):
-    """Memory of a program without an operating system, start-up code and stack left out."""
-
-    flash_bytes: int
-    ram_bytes: int
-
-
-class Manifest(VariantRecord):
-    """`manifest.json`: what the first variant is, and what all have in common.
-
-    Attributes:
-        codes: the same model for CPUs with more features, the best first: `sg_code_index`.
-        variants: the others, for other shapes.
-        tasks: names under which the same code runs with other weights.
-        model_sha256: hash of the ONNX model that was compiled.
-        tools: tool -> version.
-        passes: what the passes did, as the driver of the compiler recorded it.
-        verification: how the outputs compare with the reference runtime.
-        layers: one row per layer: density, pattern, format, estimated time.
-    """
-
-    schema_version: int = Field(default=runtime.SCHEMA, alias="schema")
-    abi: int = runtime.ABI
-    model_sha256: str
-    target: TargetRecord
-    tools: dict[str, str]
-    variants: tuple[VariantRecord, ...] = ()
-    tasks: tuple[TaskRecord, ...] = ()
-    codes: tuple[CodeRecord, ...] = ()
-    passes: list[JsonValue]
-    verification: dict[str, JsonValue]
-    layers: list[dict[str, JsonValue]]
-    members: dict[str, MemberRecord]
-    footprint: Footprint | None = None
-
-
-class Code(NamedTuple):
-    """The model as one kind of CPU runs it."""
-
-    target: Target
-    plan: Plan
 
 
 def write(
@@ -209,11 +86,11 @@ def write(
     _check_output(output)
     with _output_errors(output), _sibling(output) as folder:
         codes = [*better, Code(target, plan)]
-        placed, n_weight_bytes = _place([c.plan for c in codes], folder / runtime.WEIGHTS)
+        placed, n_weight_bytes = _place([c.plan for c in codes], folder / loading.WEIGHTS)
         tasks = _write_patches(plan, placed[-1], folder)
         used = _build_library(codes, placed, n_weight_bytes, folder, progress or silent)
         _write_fallbacks(plan, folder)
-        manifest = _manifest(codes, placed, meta, _members(folder))
+        manifest = describe(codes, placed, meta, _members(folder))
         manifest = manifest.model_copy(update={"footprint": used, "tasks": tasks})
         _write_manifest(manifest, folder)
         if check is not None:
@@ -236,7 +113,7 @@ def _place(plans: Sequence[Plan], path: Path) -> tuple[list[list[driver.Segment]
 
 
 def _programs(plan: Plan) -> list[Program]:
-    return [s for s in _all_segments(plan) if isinstance(s, Program)]
+    return [s for s in all_segments(plan) if isinstance(s, Program)]
 
 
 def _by_task(plan: Plan) -> list[tuple[Program, ...]]:
@@ -294,7 +171,7 @@ def _write_patches(
     """One file per task with what it changes in the weight file."""
     records = []
     if plan.tasks:
-        before = np.fromfile(folder / runtime.WEIGHTS, np.uint8)
+        before = np.fromfile(folder / loading.WEIGHTS, np.uint8)
     for name, task in plan.tasks.items():
         after = before.copy()
         for segment, program in zip(placed, _programs(task), strict=True):
@@ -335,7 +212,7 @@ def _build_library(
         text.write_text(driver.generate(drivers, n_weight_bytes))
         if target.output == "c":
             kernels = list(drivers[-1].kernels.values())
-            bundle.write_source(kernels, text, target, folder, folder / runtime.WEIGHTS)
+            bundle.write_source(kernels, text, target, folder, folder / loading.WEIGHTS)
             return None
         work = [
             _Work(kernel, code.target, kernel.name + suffixed.suffix)
@@ -382,19 +259,10 @@ def _compile(work: Sequence[_Work], folder: Path, progress: Progress) -> list[Pa
 # ---------------------------------------------------------------- manifest
 
 
-def _all_segments(plan: Plan) -> list[Program | Fallback]:
-    """The segments of the plan and of its variants: the order that numbers them."""
-    return [s for p in (plan, *plan.variants) for s in p.segments]
-
-
 def _write_fallbacks(plan: Plan, folder: Path) -> None:
-    for i, segment in enumerate(_all_segments(plan)):
+    for i, segment in enumerate(all_segments(plan)):
         if isinstance(segment, Fallback):
-            (folder / _fallback_name(i)).write_bytes(segment.model)
-
-
-def _fallback_name(i: int) -> str:
-    return f"fallback_{i}.onnx"
+            (folder / fallback_name(i)).write_bytes(segment.model)
 
 
 def _members(folder: Path) -> dict[str, MemberRecord]:
@@ -406,129 +274,11 @@ def _members(folder: Path) -> dict[str, MemberRecord]:
     return records
 
 
-def _manifest(
-    codes: Sequence[Code],
-    placed: Sequence[Sequence[driver.Segment]],
-    meta: Mapping[str, Any],
-    members: dict[str, MemberRecord],
-) -> Manifest:
-    known = {"model_sha256", "passes", "verification", "tools"}
-    assert known >= meta.keys(), f"unknown meta: {sorted(meta.keys() - known)}"
-    *better, (target, plan) = codes
-    variants = _variants(plan, placed[-1])
-    return Manifest(
-        model_sha256=meta["model_sha256"],
-        target=_target(target),
-        tools=dict(sorted({**_tools(target), **meta.get("tools", {})}.items())),
-        **dict(variants[0]),
-        variants=tuple(variants[1:]),
-        codes=tuple(_code(c, segments) for c, segments in zip(better, placed)),
-        passes=list(meta.get("passes", [])),
-        verification=dict(meta.get("verification", {})),
-        layers=plan.layers,
-        members=members,
-    )
-
-
-def _code(code: Code, placed: Sequence[driver.Segment]) -> CodeRecord:
-    variants = _variants(code.plan, placed)
-    return CodeRecord(
-        target=_target(code.target), **dict(variants[0]), variants=tuple(variants[1:])
-    )
-
-
-def _target(target: Target) -> TargetRecord:
-    return TargetRecord(
-        text=str(target),
-        arch=target.arch,
-        triple=target.triple,
-        cpu=target.cpu,
-        features=(*target.features, *target.extra_features),
-    )
-
-
-def _variants(plan: Plan, placed: Sequence[driver.Segment]) -> list[VariantRecord]:
-    records = list(_segments(plan, placed))
-    return [_variant(p, [records.pop(0) for _ in p.segments]) for p in (plan, *plan.variants)]
-
-
-def _variant(plan: Plan, segments: Sequence[NativeRecord | FallbackRecord]) -> VariantRecord:
-    inputs, outputs = _tensors(plan.inputs), _tensors(plan.outputs)
-    return VariantRecord(inputs=inputs, outputs=outputs, segments=tuple(segments))
-
-
-def _segments(
-    plan: Plan, placed: Sequence[driver.Segment]
-) -> Iterator[NativeRecord | FallbackRecord]:
-    natives = enumerate(placed)
-    for i, segment in enumerate(_all_segments(plan)):
-        inputs, outputs = _tensors(segment.inputs), _tensors(segment.outputs)
-        if isinstance(segment, Fallback):
-            yield FallbackRecord(
-                member=_fallback_name(i),
-                inputs=inputs,
-                outputs=outputs,
-                nodes=segment.nodes,
-                reason=segment.reason,
-            )
-            continue
-        index, native = next(natives)
-        yield NativeRecord(
-            index=index,
-            inputs=inputs,
-            outputs=outputs,
-            arena_bytes=native.memory.arena_bytes,
-            arena_lower_bound=native.memory.lower_bound,
-            scratch_bytes=native.memory.scratch_bytes,
-            steps=tuple(_step(s) for s in segment.steps),
-        )
-
-
-def _step(step: Step) -> StepRecord:
-    return StepRecord(
-        nodes=step.nodes,
-        kernel=step.kernel.name,
-        detail=step.detail,
-        items=step.items,
-        flops=step.flops,
-        dense_flops=step.dense_flops,
-    )
-
-
-def _tensors(tensors: Sequence[Tensor]) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors)
-
-
-def _tools(target: Target) -> dict[str, str]:
-    """Versions of what decides over the generated code."""
-    return {
-        "sparsegraph": _version("sparsegraph"),
-        "apache-tvm": _version("apache-tvm"),
-        "numpy": np.__version__,
-        "c": _compiler_version(target),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _compiler_version(target: Target) -> str:
-    if target.output == "c":
-        return "none"
-    command = [*link.driver(target), "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout.splitlines() or ["unknown"])[0]
-
-
 def _write_manifest(manifest: Manifest, folder: Path) -> None:
     text = manifest.model_dump_json(indent=1, by_alias=True).encode() + b"\n"
-    (folder / runtime.MANIFEST).write_bytes(text)
-    line = runtime.checksum_line(hashlib.sha256(text).hexdigest())
-    (folder / runtime.CHECKSUM).write_bytes(line)
+    (folder / loading.MANIFEST).write_bytes(text)
+    line = loading.checksum_line(hashlib.sha256(text).hexdigest())
+    (folder / loading.CHECKSUM).write_bytes(line)
 
 
 # ---------------------------------------------------------------- files
@@ -543,7 +293,7 @@ def _check_output(output: Path) -> None:
     need, fix = "a new name or an earlier artefact", "name another output"
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(message("output", str(output), "a file or link", need, fix))
-    if output.is_dir() and any(output.iterdir()) and not (output / runtime.MANIFEST).is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / loading.MANIFEST).is_file():
         raise UsageError(message("output", str(output), "a folder with other files", need, fix))
 
 

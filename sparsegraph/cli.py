@@ -539,9 +539,9 @@ def main() -> None:
 
 def _inspect_artefact(screen: Screen, path: Path) -> None:
     """Static estimates, labelled as such."""
-    from sparsegraph import runtime, throughput
+    from sparsegraph import loading, throughput
 
-    found = throughput.of_manifest(runtime.read_manifest(path))
+    found = throughput.of_manifest(loading.read_manifest(path))
     columns, rows = found.table()
     screen.table(f"Inner loops of {path.name} for {found.target}", columns, rows)
     screen.say(found.summary())

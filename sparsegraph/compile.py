@@ -23,6 +23,7 @@ from sparsegraph.errors import UnsupportedError, UsageError, VerifyError, messag
 from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
 from sparsegraph.lower.choose import Decide
+from sparsegraph.manifest import Code
 from sparsegraph.program import Plan
 from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned
@@ -188,7 +189,7 @@ def compile(
         report("verify", 0, 1)
         return prove(models, folder, threads) if check and is_here else {"checked": False}
 
-    *better, code = (artefact.Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
+    *better, code = (Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
     manifest = artefact.write(code.plan, code.target, path, meta, report, checked, better)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest, None if tuner is None else str(tuner))

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from sparsegraph import runtime, targets
+from sparsegraph import loading, targets
 from sparsegraph.devices import Device, DeviceError
 from sparsegraph.errors import SparsegraphError, UnsupportedError, UsageError, message
 from sparsegraph.progress import Progress, silent
@@ -91,7 +91,7 @@ def bench(path: Path, devices: Sequence[Device], progress: Progress | None = Non
         UnsupportedError: there is no C compiler for its target.
     """
     report = progress or silent
-    manifest = runtime.read_manifest(path)
+    manifest = loading.read_manifest(path)
     text = str(manifest["target"]["text"])
     if not (path / bundle.LIBRARY).is_file() or any(path.glob("fallback_*.onnx")):
         need = "a bundle whose library runs the whole model"
@@ -114,13 +114,13 @@ def bench(path: Path, devices: Sequence[Device], progress: Progress | None = Non
 
 def _files(path: Path, target: Target, folder: Path) -> list[Path]:
     """Program, library and weights side by side."""
-    for name in (bundle.LIBRARY, runtime.WEIGHTS):
+    for name in (bundle.LIBRARY, loading.WEIGHTS):
         try:
             os.link(path / name, folder / name)
         except OSError:
             shutil.copyfile(path / name, folder / name)
     link.program(path / "bench.c", path / bundle.LIBRARY, target, folder / _PROGRAM)
-    return [folder / _PROGRAM, folder / bundle.LIBRARY, folder / runtime.WEIGHTS]
+    return [folder / _PROGRAM, folder / bundle.LIBRARY, folder / loading.WEIGHTS]
 
 
 def _time(device: Device, target: Target, files: Sequence[Path], turn: Lock) -> DeviceTime:

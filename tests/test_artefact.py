@@ -13,6 +13,7 @@ import pytest
 
 from sparsegraph import artefact, runtime, targets
 from sparsegraph.errors import UsageError, VerifyError
+from sparsegraph.manifest import Manifest
 from sparsegraph.program import Plan, Program, Ref, Step, Tensor
 from tests import sample_program as sample
 
@@ -24,7 +25,7 @@ artefact.write(sample.mixed_plan(), targets.get("native"), sys.argv[1], sample.M
 """
 
 
-def write(path: Path, plan: Plan | None = None) -> artefact.Manifest:
+def write(path: Path, plan: Plan | None = None) -> Manifest:
     return artefact.write(plan or sample.plan(), targets.get("native"), path, sample.META)
 
 
@@ -37,7 +38,7 @@ def test_manifest_lists_every_member_and_round_trips(tmp_path: Path) -> None:
     found = contents(tmp_path / "m.sg")
     text = found.pop("manifest.json")
     assert found.pop("manifest.sha256").split()[0].decode() == hashlib.sha256(text).hexdigest()
-    assert artefact.Manifest.model_validate_json(text) == manifest
+    assert Manifest.model_validate_json(text) == manifest
     example = {"runtime.h", "main.c", "bench.c", "CMakeLists.txt"}
     assert set(found) == {"model.so", "weights.bin", "fallback_1.onnx"} | example
     for name, data in found.items():

@@ -10,7 +10,7 @@ import pytest
 from sparsegraph.targets import get
 from typer.testing import CliRunner
 
-from sparsegraph import device_bench, devices, runtime
+from sparsegraph import device_bench, devices, loading
 from sparsegraph.cli import app
 from sparsegraph.device_bench import DeviceTime
 from sparsegraph.errors import UnsupportedError, UsageError
@@ -36,7 +36,7 @@ def one(artefact: Path, name: str = "one", **changes: object) -> DeviceTime:
 
 def test_a_device_times_every_kernel(artefact: Path) -> None:
     found = one(artefact, repeats=5)
-    (segment,) = runtime.read_manifest(artefact)["segments"]
+    (segment,) = loading.read_manifest(artefact)["segments"]
     assert found.error is None
     names = [", ".join(step["nodes"]) or step["kernel"] for step in segment["steps"]]
     assert [name for name, _ in found.steps] == names

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsegraph import artefact, runtime, targets
+from sparsegraph import artefact, loading, runtime, targets
 from sparsegraph.errors import ArtefactError, UsageError
 from tests import sample_program as sample
 
@@ -264,8 +264,8 @@ def test_other_schema_machine_and_features_are_refused(copy: Path) -> None:
 
 
 def test_features_are_compared_by_meaning() -> None:
-    assert runtime._plain("avx512_vnni") == runtime._plain("avx512vnni")
-    assert runtime._plain("sse4_1") == runtime._plain("sse4.1")
+    assert loading._plain("avx512_vnni") == loading._plain("avx512vnni")
+    assert loading._plain("sse4_1") == loading._plain("sse4.1")
 
 
 # ---------------------------------------------------------------- independence, C interface

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import bundle
 
-from sparsegraph import artefact, runtime, targets
+from sparsegraph import artefact, loading, runtime, targets
 from sparsegraph.compile import Compiled
 from sparsegraph.errors import ArtefactError, UnsupportedError
 from tests import sample_program as sample
@@ -144,6 +144,6 @@ def test_python_names_what_the_cpu_lacks(
 ) -> None:
     _, compiled = levels
     have = targets.cpu_features() - {"sse4.2", "sse4_2"}
-    monkeypatch.setattr(runtime, "cpu_features", lambda: have)
+    monkeypatch.setattr(loading, "cpu_features", lambda: have)
     with pytest.raises(ArtefactError, match=r"a CPU without sse4\.2"):
         runtime.InferenceSession(compiled.path)
