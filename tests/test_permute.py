@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsegraph import verify
 from sparsegraph.demo_model import onnx_runner
 from sparsegraph.errors import UsageError
 from sparsegraph.permute import _kept, permute, search
@@ -200,3 +201,16 @@ def test_quantised_weights_stay() -> None:
     assert permute(model, 2, 4).table == ()
     plain = text.replace("d = DequantizeLinear(q, s)  ", "").replace("(r, d)", "(r, q)")
     assert len(permute(parse(plain, a=a, q=q.astype(np.float32)), 2, 4).table) == 1
+
+
+def test_a_channel_that_an_output_shows_holds_the_others() -> None:
+    """Even where nothing else has to stay: all other axes are inside or summed up."""
+    end = "w = Conv(v, c) y = ReduceSum<keepdims = 0>(w) z = Slice(u, zero, one, ax)\n}"
+    text = CONV.replace("y = Conv<pads = [1, 1, 1, 1]>(v, c)\n}", end)
+    text = text.replace("float[1, 4, 6, 6] y)", "float y, float[1, 1, 6, 6] z)")
+    text = text.replace("<int64[1] lo", "<int64[1] zero = {0}, int64[1] one = {1}, int64[1] lo")
+    model = network(text)
+    found = permute(model, 2, 4)
+    assert found.table == ()
+    want, have = (verify.run_onnx(x, feed())["z"] for x in (model, found.model))
+    np.testing.assert_array_equal(want, have)
