@@ -120,3 +120,24 @@ def test_pruning_by_relevance_finds_the_units_that_count() -> None:
     assert kept["relevance"] < 0.1 < 0.7 < kept["magnitude"]
     with pytest.raises(UsageError, match="at least one"):
         of_module(net, [])
+
+
+def test_a_parameter_in_a_product_is_a_weight() -> None:
+    """It gets the whole share, as the input does; sums over it are stabilised, scales are not."""
+    w = nn.Parameter(torch.tensor([[3.0]]))
+    x = torch.tensor([[2.0]], requires_grad=True)
+    for product, share in ((torch.matmul, 3.0), (torch.mul, 6.0)):
+        with _rules(1.0):  # a lone sum is its own root mean square: half of it is absorbed
+            y = product(x * 1.0, w)
+        assert y.item() == 6
+        found = torch.autograd.grad(y, (x, w))
+        assert [(v * g).item() for v, g in zip((x, w), found)] == [share, share]
+
+
+def test_an_activation_of_zero_keeps_its_value() -> None:
+    x = torch.tensor([0.0, 2.0], requires_grad=True)
+    with _rules(TINY):
+        y = torch.sigmoid(x)
+    torch.testing.assert_close(y, torch.sigmoid(x))
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert (x * found).tolist() == [0, y[1].item()]
