@@ -6,7 +6,7 @@ Exported switches (training or not, with a cache or without) are such nodes; wha
 through them. Names of the branch, of values and of nodes, that the graph already has are changed.
 
 Declines when: the condition is computed, or the branch gives one value twice. Loop and Scan are
-left as they are, with a reason.
+left as they are, with a reason; so is what stands inside a branch or a body that stays.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from sparsegraph.graph import all_names, is_op, scalar, subgraphs
-from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
+from sparsegraph.rewrite import Builder, Decline, Fuel, Outcome, RewritePass, decline
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class InlineIf(RewritePass):
     """Constant conditions decided."""
 
     name: ClassVar[str] = "inline_if"
+
+    def run(self, model: ir.Model, fuel: Fuel) -> Outcome:
+        """As for all passes, then a line for every switch inside what stays."""
+        outcome = super().run(model, fuel)
+        return Outcome(outcome.n_applied, (*outcome.declined, *_inside(model.graph)))
 
     def match(self, node: ir.Node, graph: ir.Graph) -> ir.Node | Decline | None:
         """An If that is decided."""
@@ -58,6 +63,17 @@ class InlineIf(RewritePass):
             node.name = nodes_beside.unique(str(node.name))
         build.nodes += nodes
         return made
+
+
+def _inside(graph: ir.Graph) -> list[Decline]:
+    """Switches and loops in the branches and bodies of others."""
+    return [
+        decline(node, f"{node.op_type}: inside {outer.op_type} '{outer.name}', which stays")
+        for outer in graph.all_nodes()
+        for inner in subgraphs(outer)
+        for node in inner
+        if is_op(node, "If", "Loop", "Scan")
+    ]
 
 
 def _branch(node: ir.Node) -> ir.Graph | None:

@@ -47,6 +47,21 @@ def test_a_computed_condition_stays_with_a_reason() -> None:
     assert any("If_3: If: control flow reads it" in d.reason for d in record.declined)
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_a_switch_inside_one_that_stays_has_a_reason(on: bool) -> None:
+    """Decided or not: the branch around it is not the graph that passes work on."""
+    text = """g (float[2] x, bool c) => (float[2] y) { y = If (c) <
+        then_branch = t () => (float[2] a) {
+            a = If (on) < then_branch = t2 () => (float[2] b) { b = Relu(x) },
+                          else_branch = e2 () => (float[2] d) { d = Neg(x) } > },
+        else_branch = e () => (float[2] f) { f = Abs(x) } > }"""
+    result = run(STEP, text, on=np.array(on))
+    assert result.n_applied == 0
+    assert [d.reason for d in result.declined] == [
+        "If: its condition is computed", "If: inside If 'If_0', which stays"
+    ]  # fmt: skip
+
+
 def test_loops_stay_with_a_reason() -> None:
     text = """g (float[1,3,6,6] x) => (float[1,3,6,6] y) {
         y = Loop(three, yes, x) <body = b (int64 i, bool on, float[1,3,6,6] z) =>
