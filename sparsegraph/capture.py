@@ -19,7 +19,7 @@ from onnx_ir.passes import common
 
 from sparsegraph import isolate
 from sparsegraph.errors import CaptureError, SparsegraphError, message
-from sparsegraph.graph import all_values, opset, static_shape
+from sparsegraph.graph import all_names, all_values, opset, static_shape
 from sparsegraph.onnx_file import (
     check_external_data,
     densify,
@@ -141,6 +141,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     map_external_tensors(model)
     _strip_private_metadata(model)
     _check_domains(model, name)
+    _name_outputs(model, name)
     bind(model, name, shapes)
     _infer(model, name)
     model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
@@ -167,6 +168,33 @@ def _check_domains(model: ir.Model, name: str) -> None:
             what = f"model '{name}' node"
             fix = "export the op as an ONNX function or replace it"
             raise CaptureError(message(what, str(node.name), found, "a known op", fix))
+
+
+def _name_outputs(model: ir.Model, name: str) -> None:
+    """Check that there are outputs, each of its own name; a constant one gets a node.
+
+    Raises CaptureError.
+    """
+    outputs = model.graph.outputs
+    names = [str(value.name) for value in outputs]
+    twice = [n for n in names if names.count(n) > 1]
+    if not names or twice:
+        found = f"output '{twice[0]}' twice" if twice else "no outputs"
+        fix = "name every output once" if twice else "export what the model is to compute"
+        raise CaptureError(message("model", name, found, "outputs of different names", fix))
+    for at, value in enumerate(outputs):
+        if not value.is_initializer():
+            continue
+        del model.graph.initializers[names[at]]
+        value.name = f"{names[at]}_constant"
+        while value.name in all_names(model.graph):
+            value.name += "_"
+        model.graph.register_initializer(value)
+        node = ir.node("Identity", [value], name=f"{names[at]}_identity")
+        node.outputs[0].name, node.outputs[0].type = names[at], value.type
+        node.outputs[0].shape = value.shape
+        model.graph.append(node)
+        outputs[at] = node.outputs[0]
 
 
 def _infer(model: ir.Model, name: str) -> None:

@@ -4,6 +4,7 @@ The graph is an `onnx_ir.Graph`; shapes are static after capture. A value whose 
 run-time data (NonZero and what follows) has no shape, and every question about it answers None.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -102,7 +103,7 @@ def integers(value: ir.Value | None) -> tuple[int, ...] | None:
 def static_size(value: ir.Value) -> int | None:
     """Number of elements, or None when the shape is unknown."""
     shape = static_shape(value)
-    return None if shape is None else int(np.prod(shape, dtype=np.int64))
+    return None if shape is None else math.prod(shape)
 
 
 def static_bytes(value: ir.Value) -> int | None:

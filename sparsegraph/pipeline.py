@@ -248,8 +248,8 @@ def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
     away = rng.integers(0, 2, array.shape) * 2 - 1
-    nudged: np.ndarray = (array * (1 + away * np.finfo(array.dtype).eps)).astype(array.dtype)
-    return nudged
+    nudged = array * (1 + away * np.finfo(array.dtype).eps)
+    return np.asarray(nudged, array.dtype)  # NumPy makes numbers of arrays without axes
 
 
 def _fail(

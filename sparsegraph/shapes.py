@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from sparsegraph.errors import CaptureError, message
-from sparsegraph.graph import captured, input_at, is_op, static_shape
+from sparsegraph.graph import captured, input_at, is_op, static_bytes, static_shape
 from sparsegraph.verify import Session, feeds_for, tapped
 
 Shapes = Mapping[str, int | Sequence[int]]
 
+_LARGEST_INPUT = 16 << 30  # bytes: an input of every model is made up to compare outputs
 _SIZE_FROM_DATA = (
     "Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "StringSplit", "Unique",
 )  # fmt: skip
@@ -25,8 +26,8 @@ _SHAPE_OPERANDS = {
 def bind(model: ir.Model, name: str, shapes: Shapes) -> None:
     """Replace free input dimensions: `shapes` maps a dimension to a size or an input to a shape.
 
-    Raises CaptureError for names that do not exist, sizes that contradict each other, and
-    dimensions that stay free (all of them, with the option to give).
+    Raises CaptureError for names that do not exist, sizes that contradict each other, dimensions
+    that stay free (all of them, with the option to give), and inputs that no memory would hold.
     """
     inputs = {str(v.name): v for v in model.graph.inputs}
     for value in inputs.values():
@@ -45,6 +46,11 @@ def bind(model: ir.Model, name: str, shapes: Shapes) -> None:
         options = ", ".join(dict.fromkeys(f"{option}: ..." for option, _ in free))
         found = "free dimensions " + ", ".join(place for _, place in free)
         raise CaptureError(message("model", name, found, "fixed sizes", f"shapes={{{options}}}"))
+    for key, value in inputs.items():
+        n_bytes = static_bytes(value) or 0
+        if n_bytes > _LARGEST_INPUT:
+            found, need = f"{n_bytes / 2**30:.3g} GiB", f"at most {_LARGEST_INPUT >> 30} GiB"
+            raise CaptureError(message("input", key, found, need, "bind smaller dimensions"))
 
 
 def fill_from_run(model: ir.Model) -> None:

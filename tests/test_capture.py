@@ -14,6 +14,7 @@ from sparsegraph.capture import load
 from sparsegraph.errors import CaptureError
 from sparsegraph.graph import opset, static_shape
 from sparsegraph.output import write_model
+from sparsegraph.pipeline import optimize
 from sparsegraph.verify import compare, feeds_for, run_onnx
 from tests.passes.check import weight
 
@@ -277,3 +278,20 @@ def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
     model = load(tmp_path / "big.onnx")
     assert sum(v.const_value.nbytes for v in model.graph.initializers.values()) > 8 << 30
     assert static_shape(model.graph.outputs[0]) == (1, rows)
+
+
+def test_a_constant_output_keeps_its_name() -> None:
+    source = linear()
+    source.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    model = load(source)
+    feed = feeds_for(model, 2)[1]
+    assert [v.name for v in model.graph.outputs] == ["y", "w"]
+    assert compare(run_onnx(model, feed), run_onnx(source, feed)) < 1e-6
+    assert compare(run_onnx(optimize(model).model, feed), run_onnx(source, feed)) < 1e-6
+
+
+def test_numbers_without_axes_and_values_without_elements() -> None:
+    text = "g (float t, float[0,4] x) => (float s, float[0,3] y) { s = Exp(t)  y = MatMul(x, w) }"
+    model = optimize(load(proto(text, w=weight(4, 3)))).model
+    y = run_onnx(model, {"t": np.array(1, np.float32), "x": np.zeros((0, 4), np.float32)})["y"]
+    assert y.shape == (0, 3)

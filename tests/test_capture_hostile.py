@@ -188,3 +188,22 @@ def test_weight_survives_a_refused_binding() -> None:
     source = proto("g (float[N,4] x) => (float[N,3] y) { y = MatMul(x, w) }", w=weight(4, 3))
     refuse(source, "'N'")
     assert load(source, {"N": 1}).graph.initializers["w"].const_value is not None
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [([1 << 60, 4], "1.72e+10 GiB"), ([1 << 40, 1 << 40], "GiB"), ([1 << 33, 4], "128 GiB")],
+)
+def test_inputs_that_no_memory_holds(dims: list[int], words: str) -> None:
+    source = linear()
+    for dim, size in zip(source.graph.input[0].type.tensor_type.shape.dim, dims):
+        dim.dim_value = size
+    refuse(source, "input 'x'", words)
+
+
+def test_outputs_that_are_missing_or_named_twice() -> None:
+    source = linear()
+    source.graph.output.append(source.graph.output[0])
+    refuse(source, "output 'y' twice")
+    del source.graph.output[:]
+    refuse(source, "no outputs")

@@ -66,7 +66,7 @@ class Knowns:
 
 
 def propagate(graph: ir.Graph) -> Knowns:
-    """Constants of every value in the main graph."""
+    """Constants of every value in the main graph; nothing is said of values without elements."""
     from sparsegraph.structure.table import TABLE
 
     knowns = Knowns()
@@ -74,7 +74,8 @@ def propagate(graph: ir.Graph) -> Knowns:
         rule = TABLE.get(node.op_type) if is_op(node, node.op_type) else None
         if rule is None or rule.known is None or has_subgraph(node) or is_random(node):
             continue
-        if all(static_shape(v) is not None for v in (*node.inputs, *node.outputs) if v is not None):
+        shapes = [static_shape(v) for v in (*node.inputs, *node.outputs) if v is not None]
+        if all(shape is not None and 0 not in shape for shape in shapes):
             rule.known(knowns, node)
     return knowns
 
