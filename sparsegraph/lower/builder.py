@@ -348,7 +348,7 @@ class Builder:
         before = int(np.prod(form.shape[: fm.axis], dtype=np.int64))
         if before == fm.images:  # features, then points: planes
             self.n_converted += made.size
-            kernel = convert.Copy("result", self.target.lanes)
+            kernel = convert.Copy("result", self.target.lanes, fm.block // self.target.lanes)
             plane = (fm.features * fm.points, fm.block, fm.points)
             args = (made.address, *plane, *form.strides(), fm.tiles, fm.features, fm.points,
                     fm.block)  # fmt: skip
@@ -385,7 +385,7 @@ class Builder:
         made = Stored(self.temporary(f"{value.name}.fm", 4 * fm.size), form.shape, "float32", fm)
         before = int(np.prod(form.shape[:axis], dtype=np.int64))
         if before == images:
-            kernel: Kernel = convert.Copy("source", lanes)
+            kernel: Kernel = convert.Copy("source", lanes, fm.block // lanes)
             plane = (fm.features * fm.points, fm.block, fm.points)
             args = (*made.strides(), form.address, *plane, fm.tiles, fm.features, fm.points,
                     fm.block)  # fmt: skip

@@ -6,9 +6,10 @@
 memory is never touched outside the value; pad points of feature-major results are written as 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,17 @@ class Copy:
     Attributes:
         exact: the row-major side, which has no padding: `source`, `result` or `neither`.
         lanes: float32 values in a vector; divides `block`.
+        vectors: vectors of a whole tile, which are copied without a loop; 0: any number.
     """
 
     exact: str
     lanes: int
+    vectors: int = 0
 
     @property
     def name(self) -> str:
-        return f"copy_f32_exact_{self.exact}_l{self.lanes}"
+        size = f"_v{self.vectors}" if self.vectors else ""
+        return f"copy_f32_exact_{self.exact}{size}_l{self.lanes}"
 
     @property
     def params(self) -> emit.Signature:
@@ -51,7 +55,6 @@ class Copy:
         return self._emit
 
     def _emit(self, y: Expr, x: Expr, **a: Expr) -> None:
-        lanes = self.lanes
         with loop(a["begin"], a["end"]) as item:
             image, tile = bind(emit.divide(item, a["tiles"])), bind(emit.modulo(item, a["tiles"]))
             to_tile = bind(image * a["y_image"] + tile * a["y_tile"])
@@ -59,16 +62,35 @@ class Copy:
             valid = a["block"]
             if self.exact != "neither":
                 valid = bind(emit.minimum(a["block"], a["points"] - tile * a["block"]))
-            vectors = bind(emit.divide(valid, lanes))
-            with loop(0, a["features"]) as c:
-                to, begin = bind(to_tile + c * a["y_row"]), bind(from_tile + c * a["x_row"])
-                with loop(0, vectors) as v:
-                    store(y, load(x, begin + v * lanes, lanes), to + v * lanes, lanes)
-                if self.exact != "neither":
-                    with when(vectors * lanes < valid):
-                        self._tail(y, x, to, begin, valid, vectors)
-                if self.exact == "source":
-                    zero_after(y, to, valid, a["block"], lanes)
+
+            def rows(copy: Callable[[Expr, Expr], None]) -> None:
+                with loop(0, a["features"]) as c:
+                    copy(bind(to_tile + c * a["y_row"]), bind(from_tile + c * a["x_row"]))
+
+            any_size = partial(self._row, y, x, valid, a["block"])
+            if not self.vectors:
+                rows(any_size)
+                return
+            with emit.choose(valid >= self.vectors * self.lanes) as (then, otherwise):
+                with then:
+                    rows(partial(self._whole_row, y, x))
+                with otherwise:
+                    rows(any_size)
+
+    def _whole_row(self, y: Expr, x: Expr, to: Expr, begin: Expr) -> None:
+        for v in range(0, self.vectors * self.lanes, self.lanes):
+            store(y, load(x, begin + v, self.lanes), to + v, self.lanes)
+
+    def _row(self, y: Expr, x: Expr, valid: Expr, block: Expr, to: Expr, begin: Expr) -> None:
+        lanes = self.lanes
+        vectors = bind(emit.divide(valid, lanes))
+        with loop(0, vectors) as v:
+            store(y, load(x, begin + v * lanes, lanes), to + v * lanes, lanes)
+        if self.exact != "neither":
+            with when(vectors * lanes < valid):
+                self._tail(y, x, to, begin, valid, vectors)
+        if self.exact == "source":
+            zero_after(y, to, valid, block, lanes)
 
     def _tail(self, y: Expr, x: Expr, to: Expr, begin: Expr, valid: Expr, vectors: Expr) -> None:
         """The points of a partial vector: the last full one again, shifted, if there is one."""

@@ -23,7 +23,10 @@ def machine() -> Target:
 
 @pytest.fixture(scope="module")
 def library(machine: Target) -> host.Library:
-    return host.Library(convert.kernels(machine.lanes), machine)
+    kernels: list[Copy | Transpose] = convert.kernels(machine.lanes)
+    whole = {blocked(*size, 1, machine).block // machine.lanes for size in SIZES}
+    kernels += [Copy(e, machine.lanes, n) for e in ("source", "result") for n in sorted(whole)]
+    return host.Library(kernels, machine)
 
 
 def guarded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,9 +58,10 @@ def strides(layout: FeatureMajor) -> tuple[int, int, int]:
     return layout.image, layout.tile, layout.row
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_planes_round_trip(
-    library: host.Library, machine: Target, size: tuple[int, int, int]
+    library: host.Library, machine: Target, size: tuple[int, int, int], is_whole: bool
 ) -> None:
     images, features, points = size
     values = np.random.default_rng(0).standard_normal(size).astype(np.float32)
@@ -68,16 +72,17 @@ def test_planes_round_trip(
         row_major = (features * points, layout.block, points)
         items = images * layout.tiles
         view = flat[layout.offset :]
+        vectors = layout.block // machine.lanes if is_whole else 0
         library.call(
-            Copy("source", machine.lanes), view, *strides(layout), source, *row_major, *rest,
-            end=items,
+            Copy("source", machine.lanes, vectors), view, *strides(layout), source, *row_major,
+            *rest, end=items,
         )  # fmt: skip
         np.testing.assert_array_equal(convert.unpack(flat, layout), values)
         assert is_padded_with_zeros(flat, layout)
         result, memory = guarded(np.zeros_like(values))
         library.call(
-            Copy("result", machine.lanes), result, *row_major, view, *strides(layout), *rest,
-            end=items,
+            Copy("result", machine.lanes, vectors), result, *row_major, view, *strides(layout),
+            *rest, end=items,
         )  # fmt: skip
         np.testing.assert_array_equal(result.reshape(size), values)
         assert unharmed(memory)
