@@ -36,7 +36,7 @@ class Row:
     """One recipe on one task. `density` is of the pruned layers, `peak_bytes` of the process.
 
     Only rows of the same task and `data` compare. `commit` and `data` are empty in rows from before
-    they were recorded.
+    they were recorded. `note`: what else there is to know, for instance what `prune_s` waited for.
     """
 
     task: str
@@ -50,6 +50,7 @@ class Row:
     peak_bytes: int
     data: str = ""
     commit: str = ""
+    note: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -162,9 +163,8 @@ def line(r: Row, ends: dict[str, float] | None = None) -> str:
     rho = "" if r.rho is None else f"{r.rho:.2f}"
     right = f"{r.share:.3f} ± {r.two_errors:.3f}"
     zeros = f"{1 - r.density:.0%}"
-    return (
-        f"{r.task:10} {r.recipe:37} {zeros:>5}  {right}  {of_dense:>8}  {rho:>4}  {r.prune_s:7.1f}"
-    )
+    numbers = f"{zeros:>5}  {right}  {of_dense:>8}  {rho:>4}  {r.prune_s:7.1f}"
+    return f"{r.task:10} {r.recipe:37} {numbers}  {r.note}".rstrip()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ def test_the_table_counts_from_the_floor() -> None:
     assert [line.split()[6] for line in lines[1:]] == ["1.00", "0.00", "0.50"]
 
 
+def test_a_note_ends_its_line() -> None:
+    plain, noted = row("dense", 0.8, 1.0), replace(row("a:0.5", 0.5, 0.5), note="busy machine")
+    lines = table([plain, noted]).splitlines()
+    assert lines[1].endswith("1.0")
+    assert lines[2].endswith("1.0  busy machine")
+
+
 def test_rows_of_other_data_are_not_compared() -> None:
     rows = [row("floor", 0.2, 0.0), row("dense", 0.8, 1.0), row("a:0.5", 0.5, 0.5)]
     first, second = table([*rows[:2], replace(rows[2], data="other")]).split("\n\n")
@@ -165,6 +172,13 @@ def test_published_results_keep_their_order() -> None:
     rho = {r.recipe: r.rho for (task, _), r in rows.items() if task == "minilm"}
     order = ["random:0.7", "magnitude:0.7", "wanda:0.7", "sparsegpt:0.7", "admm:0.7"]
     assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 4
+    order = ["random:0.7", "magnitude:0.7", "relevance:0.7@torch", "wanda:0.7"]
+    assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 3
+    assert rho["magnitude:0.7"] + 0.1 < rho["fisher:0.7@torch"]
+    order = [f"{name}:0.5:channels" for name in ("random", "wanda", "lasso")]
+    assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 2
+    order = ["random:2:4", "magnitude:2:4", "wanda:2:4,permute=yes", "admm:2:4"]
+    assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 3
     share = {r.recipe: r.share for (task, _), r in rows.items() if task == "v6"}
     assert share["magnitude:0.5"] < share["wanda:0.5"] < share["admm:0.5"]
 
