@@ -1,6 +1,8 @@
 """Several tasks over one weight file: patches, what is stored, what runs, what is refused."""
 
+import ctypes
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsegraph import delta
+from sparsegraph import delta, patch
 from sparsegraph.capture import load
 from sparsegraph.compile import Compiled
 from sparsegraph.errors import UnsupportedError, UsageError, VerifyError
@@ -59,6 +61,28 @@ def test_a_far_word_and_the_first() -> None:
         made = Patch.between(np.zeros_like(after), after)
         found = np.zeros_like(after)
         made.apply(found)
+        np.testing.assert_array_equal(found, after)
+
+
+def test_the_loop_for_c_does_the_same(tmp_path: Path) -> None:
+    """The lines of the module's docstring, compiled."""
+    assert patch.__doc__ is not None
+    body = patch.__doc__.partition("weights:\n")[2]
+    source = (
+        "#include <stdint.h>\nvoid apply(uint32_t *weights, const uint8_t *gaps, int n_gaps, "
+        f"const uint32_t *words, int n_words) {{ int i; {body} }}"
+    )
+    (tmp_path / "apply.c").write_text(source)
+    library = tmp_path / "apply.so"
+    subprocess.run(["cc", "-shared", "-o", library, tmp_path / "apply.c"], check=True)
+    apply = ctypes.CDLL(str(library)).apply
+    generator = np.random.default_rng(SEED)
+    before = generator.integers(1, 1 << 32, 5000, dtype=np.uint32)
+    for new in (0, 9):
+        after = np.where(generator.random(5000) < 0.004, np.uint32(new), before)
+        made, found = Patch.between(before, after), before.copy()
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (found, made.gaps, made.words)]
+        apply(pointers[0], pointers[1], len(made.gaps), pointers[2], len(made.words))
         np.testing.assert_array_equal(found, after)
 
 
