@@ -116,9 +116,12 @@ def branches(
 
     from sparsegraph.branches import settle
     from sparsegraph.capture import load
+    from sparsegraph.layers import unfolded
+    from sparsegraph.recipe import OPTIMISE
 
     screen = _screen(json, to)
-    settled, found = settle(load(model, options.shapes(shape or (), dim or ())), few=few)
+    captured = load(model, options.shapes(shape or (), dim or ()))
+    settled, found = settle(captured, few=few)
     output.write_model(to, settled)
     rows = [
         [r.weight, r.rank, r.fate, r.density_before, r.density_merged, r.n_apart, r.n_merged]
@@ -129,6 +132,8 @@ def branches(
     ]  # fmt: skip
     footer = f"{len(rows)} low-rank branches; wrote {to}"
     screen.table(f"Branches of {model.name}", columns, rows, footer)
+    if hidden := unfolded(captured):
+        screen.say(f"{len(hidden)} products compute their weights; {OPTIMISE}")
     screen.json([asdict(r) for r in found])
 
 

@@ -13,6 +13,7 @@ from sparsegraph import cli_delta
 from tests.conftest import BATCH, INPUTS
 from tests.test_branches import network
 from tests.test_cli import DIM, UNSUPPORTED, USAGE, folder, invoke, refused
+from tests.test_prune import raw
 
 __all__ = ["folder"]  # the fixture that every test runs in
 
@@ -73,6 +74,14 @@ def test_branches_are_settled() -> None:
     invoke("delta", "branches", "lora.onnx", "-o", "m.onnx", "--few", "1")
     assert (weights("m.onnx")["w"] != 0).all()
     assert "a" not in weights("m.onnx")
+
+
+def test_branches_of_a_raw_capture_say_what_to_run() -> None:
+    ir.save(raw(is_linear=False), "raw.onnx")
+    out, _ = invoke("delta", "branches", "raw.onnx", "-o", "s.onnx")
+    assert "1 products compute their weights; optimise first: `sparsegraph optimize" in out
+    ir.save(network(1.0), "plain.onnx")
+    assert "optimise first" not in invoke("delta", "branches", "plain.onnx", "-o", "s.onnx")[0]
 
 
 def test_tasks_in_one_artefact(model_file: Path, tuned: str) -> None:
