@@ -286,6 +286,7 @@ def test_a_constant_output_keeps_its_name() -> None:
     model = load(source)
     feed = feeds_for(model, 2)[1]
     assert [v.name for v in model.graph.outputs] == ["y", "w"]
+    assert not any(v.is_initializer() for v in model.graph.outputs)
     assert compare(run_onnx(model, feed), run_onnx(source, feed)) < 1e-6
     assert compare(run_onnx(optimize(model).model, feed), run_onnx(source, feed)) < 1e-6
 
