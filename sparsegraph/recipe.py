@@ -34,10 +34,11 @@ class Recipe:
     `layers` and `ignore` are regular expressions searched in node and weight names (empty `layers`:
     all). `mask` names the model input whose zeros mark padding that calibration leaves out.
     `compensate` lets a layer whose kept weights move aim at the original model's outputs; it needs
-    `sequential`. `swap` and `refit` improve mask and values afterwards. `allocate` spreads the
-    share of zeros over layers, leaving each at least the share `floor` of its weights. `permute`
-    reorders inner channels first, so that N:M groups keep more; `batch_norm` corrects the batch
-    norms in the end. `seed` is for random masks and probes.
+    `sequential`. `balance` lets every calibration feed count alike, however many rows it has: where
+    texts are pooled, a short one matters as much. `swap` and `refit` improve mask and values
+    afterwards. `allocate` spreads the share of zeros over layers, leaving each at least the share
+    `floor` of its weights. `permute` reorders inner channels first, so that N:M groups keep more;
+    `batch_norm` corrects the batch norms in the end. `seed` is for random masks and probes.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Recipe:
     sequential: bool = True
     compensate: bool = True
     correct_bias: bool = True
+    balance: bool = False
     swap: bool = False
     refit: bool = False
     permute: bool = False
@@ -114,6 +116,7 @@ class Recipe:
             refit=fields.get("refit", "no") == "yes",
             permute=fields.get("permute", "no") == "yes",
             batch_norm=fields.get("batch_norm", "no") == "yes",
+            balance=fields.get("balance", "no") == "yes",
             allocate=fields.get("allocate", allocation),
             floor=float(fields.get("floor", "0.05")),
             seed=int(fields.get("seed", "0")),
@@ -129,7 +132,7 @@ class Recipe:
         return ",".join([head, *extras])
 
 
-_EXTRAS = ("swap", "refit", "permute", "batch_norm")
+_EXTRAS = ("balance", "swap", "refit", "permute", "batch_norm")
 _FLAGS = ("sequential", "compensate", "correct_bias", *_EXTRAS)
 _EXPRESSIONS = ("layers", "ignore")
 _CHOICES = {"allocate": (*ALLOCATIONS, FORWARD), "axis": (INPUTS, OUTPUTS)} | {

@@ -21,6 +21,7 @@ from sparsegraph.recipe import Recipe
 Array = np.ndarray[Any, Any]
 
 MOST_ROWS = 2048  # rows that one feed adds to a layer's statistics
+EQUAL_ROWS = 64  # the same where every feed counts alike
 
 
 @dataclass
@@ -122,7 +123,12 @@ class Walk:
             lost = self._before.value(feed, self._sources[residual.name])
             lost = lost - self._now.value(feed, residual)
             found.append(Rows(feature_axis=1 if layer.is_convolution else -1).of(lost, keep))
-        return tuple(_thinned(x) for x in found)
+        return tuple(_evened(x) if self.recipe.balance else _thinned(x) for x in found)
+
+
+def _evened(rows: Array) -> Array:
+    """EQUAL_ROWS rows of a feed, evenly spaced; a shorter one repeats some."""
+    return rows[np.arange(EQUAL_ROWS if len(rows) else 0) * len(rows) // EQUAL_ROWS]
 
 
 def _thinned(rows: Array) -> Array:

@@ -13,6 +13,7 @@ from sparsegraph.layers import weighted
 from sparsegraph.pipeline import optimize
 from sparsegraph.prune import prune
 from sparsegraph.recipe import Recipe
+from sparsegraph.walk import _evened
 from tests.passes.check import parse, weight
 
 SEED = 5
@@ -548,3 +549,27 @@ def test_a_raw_capture_says_what_to_run() -> None:
     assert prune(folded, "magnitude:0.5").density == 0.5
     with pytest.raises(UsageError, match=r"among 1, need at least one\. Fix: widen layers="):
         prune(folded, "magnitude:0.5,layers=none")
+
+
+def test_a_balanced_feed_counts_like_any_other() -> None:
+    """One text of 8 tokens, one of 2: told apart by the inputs that they use."""
+    model = parse("g (float[1,8,32] x, int64[1,8] attention_mask) => (float[1,8,16] y) {"
+                  " y = MatMul(x, w) }", w=np.ones((32, 16), np.float32))  # fmt: skip
+    long, short = np.zeros((2, 1, 8, 32), np.float32)
+    long[..., :16], short[..., 16:] = 1.0, 1.5
+    masks = [np.ones((1, 8), np.int64), np.array([[1, 1, 0, 0, 0, 0, 0, 0]])]
+    given = [{"x": x, "attention_mask": m} for x, m in zip((long, short), masks)]
+    kept = {}
+    for option in ("no", "yes"):
+        pruned = prune(model, f"wanda:0.5,balance={option}", given).model
+        weight = pruned.graph.initializers["w"].const_value.numpy()
+        kept[option] = (weight[:16] != 0).mean(), (weight[16:] != 0).mean()
+    assert kept == {"no": (1, 0), "yes": (0, 1)}  # 8 * 1 > 2 * 1.5^2, and 1 < 1.5^2
+
+
+def test_balanced_rows_are_even_and_empty_feeds_are_none() -> None:
+    rows = np.arange(100)[:, None, None]
+    assert [len(_evened(rows[:n])) for n in (0, 1, 3, 100)] == [0, 64, 64, 64]
+    assert np.bincount(_evened(rows[:3]).ravel()).tolist() == [22, 21, 21]
+    assert len(np.unique(_evened(rows))) == 64
+    assert str(Recipe.parse("admm:0.5,balance=yes")) == "admm:0.5,balance=yes"
