@@ -75,15 +75,15 @@ class Attention:
         return max(1, _SCORES_BYTES // (4 * self.block * self.key_block))
 
     def scratch_bytes(self, depth: int) -> int:
-        """Scores of one chunk, its queries, and per query maximum, sum and factor."""
-        return 4 * self.block * (self.chunk * self.key_block + depth + 3)
+        """Scores of one chunk, its queries, and per query two maxima, sum and factor."""
+        return 4 * self.block * (self.chunk * self.key_block + depth + 4)
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args).run()
 
 
 class _Emitter:
-    """Rows of scratch: `queries` [depth], `top`, `sum`, `factor`, then the scores."""
+    """Rows of scratch: `queries` [depth], `top`, `sum`, `factor`, `peak`, then the scores."""
 
     def __init__(self, spec: Attention, args: dict[str, Expr]) -> None:
         self.spec, self.a = spec, args
@@ -92,7 +92,8 @@ class _Emitter:
         a, spec = self.a, self.spec
         per_image = bind(a["heads"] * a["tiles"])
         self.top = bind(a["depth"] * spec.block)
-        self.sum, self.factor, self.weights = (bind(self.top + i * spec.block) for i in range(1, 4))
+        rows = (bind(self.top + i * spec.block) for i in range(1, 5))
+        self.sum, self.factor, self.peak, self.weights = rows
         self.key_tiles = bind(emit.divide(a["keys"] + (spec.key_block - 1), spec.key_block))
         with loop(a["begin"], a["end"]) as item:
             self.image = bind(emit.divide(item, per_image))
@@ -154,6 +155,7 @@ class _Emitter:
 
         def clear(v: Expr) -> None:
             self.put(self.top + v, self.constant(_LOWEST * math.LOG2_E))
+            self.put(self.peak + v, self.constant(_LOWEST * math.LOG2_E))
             self.put(self.sum + v, self.constant(0.0))
 
         self.each_query_vector(clear)
@@ -206,6 +208,12 @@ class _Emitter:
         for r, cells in enumerate(acc):
             for v, cell in enumerate(cells):
                 self.put(to + r * block + v * lanes, cell.get())
+        for v in range(n):
+            peak = bind(self.peak + side + v * lanes)
+            highest = self.get(peak)
+            for cells in acc:
+                highest = emit.maximum(highest, cells[v].get())
+            self.put(peak, highest)
 
     def masks(self, key: Expr, side: Expr) -> Callable[[int], Expr]:
         """Per vector of queries what is added to the scores of `key`."""
@@ -230,14 +238,7 @@ class _Emitter:
 
         def columns(span: Expr, n: int) -> None:
             side = [bind((span + v) * lanes) for v in range(n)]
-            maxima = [Cell("float32", lanes) for _ in range(n)]
-            for s, cell in zip(side, maxima):
-                cell.set(self.get(self.top + s))
-            with loop(0, count) as j:
-                for s, cell in zip(side, maxima):
-                    score = self.get(self.weights + j * spec.block + s)
-                    cell.set(emit.maximum(cell.get(), score))
-            tops = [bind(cell.get()) for cell in maxima]
+            tops = [bind(self.get(self.peak + s)) for s in side]
             totals = [Cell("float32", lanes) for _ in range(n)]
             for total in totals:
                 total.set(self.constant(0.0))
