@@ -17,7 +17,7 @@ from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
 
 TOOL = "llvm-mca"
-_RVV = ["# LLVM-MCA-RISCV-LMUL M1", "# LLVM-MCA-RISCV-SEW E32"]  # what our vectors are
+_RVV = ["# LLVM-MCA-RISCV-LMUL M2", "# LLVM-MCA-RISCV-SEW E32"]  # what our vectors are
 _NEWEST, _OLDEST = 40, 14  # versions that are looked for by name
 CORES = {  # of each machine family, cores that stand for its machines
     "x86_64": ("haswell", "znver3"),

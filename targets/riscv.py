@@ -41,7 +41,9 @@ def _vector(name: str, bits: int) -> Target:
         GC,
         name=name,
         features=features,
-        lanes=bits // 32,
+        lanes=bits // 16,  # pairs of registers: half the instructions
+        n_registers=15,  # pairs, without that of the mask register
+        scalar_factors=True,
         tile_vectors=NARROW_TILES,
         emulator=("qemu-riscv64", "-cpu", cpu, *_SYSTEM),
         code_features=(*GC.code_features, *features),

@@ -67,8 +67,8 @@ class Target:
         triple: LLVM target triple.
         cpu: LLVM processor name whose scheduling model is used.
         features: CPU features that generated code may use, in LLVM's words.
-        lanes: float32 values in one vector register; 1 for a machine without vectors.
-        n_registers: vector registers (for lanes = 1: floating-point registers).
+        lanes: float32 values in one vector; 1 for a machine without vectors.
+        n_registers: vectors that the registers hold (for lanes = 1: floating-point registers).
         l1_bytes: level 1 data cache of one core.
         l2_bytes: level 2 cache of one core.
         linker: candidate C compiler drivers that link for this machine, best first; for a module
@@ -84,7 +84,10 @@ class Target:
             for a machine without an operating system; of GPUs the text of single kernels.
         c_flags: what the C compiler has to be told about the machine.
         tile_vectors: sizes of a tile of points in vectors, in order of preference.
-        narrow_index: loading four column indices one by one takes less than taking them apart.
+        narrow_index: instructions are what counts: four column indices are loaded one by one, quads
+            multiplied two at a time, parted tiles of a gather filled vector by vector.
+        scalar_factors: a vector is multiplied by a scalar register; elsewhere the factor has to be
+            spread over a vector first, which four values loaded at once make cheap.
         index_unit: float32 values by which addresses are scaled for nothing.
     """
 
@@ -108,6 +111,7 @@ class Target:
     c_flags: tuple[str, ...] = ()
     tile_vectors: tuple[int, ...] = NARROW_TILES
     narrow_index: bool = False
+    scalar_factors: bool = False
     index_unit: int = 2
 
     def has(self, feature: str) -> bool:

@@ -128,7 +128,7 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     (it then keeps all activation loads live); the blocks below have no spills in the inner loop.
     """
     vectors = problem.vectors
-    if target.n_registers < 16:
+    if target.n_registers < 12:
         return 1, (vectors,)
     if target.n_registers <= 16 and target.lanes == 1:
         return 2, (vectors,)
@@ -137,7 +137,8 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
         if vectors in blocks:
             return blocks[vectors]
         return min(4, max(1, 12 // vectors)), (vectors,)
-    passes = 1 if vectors <= 6 else 2
+    is_whole = target.lanes > 1 and vectors == target.tile_vectors[0]
+    passes = 1 if vectors <= 6 or is_whole else 2
     split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
     spare = 8 if target.lanes > 1 else 12  # with 4, a block of 7 rows spills on every such target
     return max(1, min(8, (target.n_registers - spare) // max(split))), split

@@ -18,7 +18,7 @@ the row on its own (`lead` < 0: there is none), so nothing is read before the so
 Segments (every other geometry): see `segments`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, divide, load, loop, splat, store, when
@@ -40,10 +40,14 @@ class Gather:
         a: the kernel's arguments.
         step: `FLAT` or the step between source points.
         vectors, lanes: size of a panel row without its spare vector.
+        by_vector: parted rows are filled a vector of all channels after the other.
     """
 
-    def __init__(self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int) -> None:
+    def __init__(
+        self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int, *, by_vector: bool = False
+    ) -> None:
         self.a, self.step, self.vectors, self.lanes = a, step, vectors, lanes
+        self.by_vector = by_vector
 
     def fill(self, image: Expr, tile: Expr, start: Expr, width: Expr) -> None:
         """Columns [start, start + width) of a tile; whole channels, taps outermost."""
@@ -75,16 +79,51 @@ class Gather:
                     row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
                     for v, cell in enumerate(keep):
                         self._copy(x + v * lanes, row + v * lanes, cell.get())
-            with parted, loop(0, channels) as c:
-                row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
-                self._zero(row, 0, first)
-                with when(lead >= 0):
-                    bits_at_lead = load(a["masks"], mask + vectors * lanes, lanes)
-                    self._copy(x + lead, row + lead, bits_at_lead)
-                with loop(first, stop) as v:
-                    some = load(a["masks"], mask + v * lanes, lanes)
-                    self._copy(x + v * lanes, row + v * lanes, some)
-                self._zero(row, stop, vectors)
+            with parted:
+                if self.by_vector:
+                    self._vectors(begin, to, channels, (mask, lead, first, stop))
+                else:
+                    self._rows(begin, to, channels, (mask, lead, first, stop))
+
+    def _rows(self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr]) -> None:
+        """Row by row of a parted tile."""
+        a, vectors, lanes = self.a, self.vectors, self.lanes
+        mask, lead, first, stop = run
+        with loop(0, channels) as c:
+            row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
+            self._zero(row, 0, first)
+            with when(lead >= 0):
+                bits_at_lead = load(a["masks"], mask + vectors * lanes, lanes)
+                self._copy(x + lead, row + lead, bits_at_lead)
+            with loop(first, stop) as v:
+                some = load(a["masks"], mask + v * lanes, lanes)
+                self._copy(x + v * lanes, row + v * lanes, some)
+            self._zero(row, stop, vectors)
+
+    def _vectors(self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr]) -> None:
+        """Vector by vector of a parted tile: masks stay in registers, pointers just step."""
+        vectors, lanes = self.vectors, self.lanes
+        mask, lead, first, stop = run
+        self._zeros(to, 0, first, channels)
+        with when(lead >= 0):
+            self._column(begin + lead, to + lead, mask + vectors * lanes, channels)
+        with loop(first, stop) as v:
+            self._column(begin + v * lanes, to + v * lanes, mask + v * lanes, channels)
+        self._zeros(to, stop, vectors, channels)
+
+    def _column(self, source: Expr, to: Expr, mask: Expr, channels: Expr) -> None:
+        a = self.a
+        source, to, cell = bind(source), bind(to), Cell("int32", self.lanes)
+        cell.set(load(a["masks"], mask, self.lanes))
+        with loop(0, channels) as c:
+            self._copy(source + c * a["x_row"], to + c * a["panel_row"], cell.get())
+
+    def _zeros(self, to: Expr, first: Expr | int, stop: Expr | int, channels: Expr) -> None:
+        with loop(first, stop) as v:
+            at = bind(to + v * self.lanes)
+            with loop(0, channels) as c:
+                zero = splat(const(0.0), self.lanes)
+                store(self.a["panel"], zero, at + c * self.a["panel_row"], self.lanes)
 
     def _copy(self, source: Expr, to: Expr, mask: Expr) -> None:
         """One vector; bits that `mask` clears become zero."""

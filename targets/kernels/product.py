@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit
-from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
+from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.layout import LINE
 from sparsegraph.targets.target import Target
@@ -129,6 +129,8 @@ class _Emitter:
         self.a = args
         self.prefetches = target.output in ("library", "bare")
         self.index = "int64" if "64" in target.arch else "int32"  # of the coded streams
+        self.scalar_factors = target.scalar_factors
+        self.spares = target.narrow_index  # instructions
 
     def run(self) -> None:
         a = self.a
@@ -161,7 +163,8 @@ class _Emitter:
             base = self.image * a["x_image"] + self.tile * a["x_tile"] + start * a["x_row"]
             self.panel_base = bind(base)
         else:
-            panel = gather.Gather(a, spec.gather, spec.vectors, spec.lanes)
+            kind = (spec.gather, spec.vectors, spec.lanes)
+            panel = gather.Gather(a, *kind, by_vector=self.spares)
             panel.fill(self.image, self.tile, start, width)
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
@@ -230,15 +233,30 @@ class _Emitter:
                                 self.multiply(acc, w[2 * k : 2 * k + 2], columns[2 * half + k])
                             quads.load_values(2 * j + half + 1)
                     quads.skip(2 * both, both)
-                with loop(0, single) as j:
-                    columns, w = quads.columns(j), quads.values()
-                    for k, (address, weight) in enumerate(zip(columns, w)):
-                        self.multiply([acc[k % self.spec.group]], [weight], address)
-                    quads.load_values(j + 1)
+                self.singles(acc, quads, single)
                 self.end_group(t, acc, at, row, offset)
         for cell, name in zip(streams, names):
             self.cursors[name].set(emit.as_int(cell.get()))
         self.cursors["run"].set(run + 1 + n_runs * 3)
+
+    def singles(self, acc: list[list[Cell]], quads: "_Quads", n: Expr) -> None:
+        """All quads of single rows; two at a time where the loop's own instructions count."""
+        if not self.spares:
+            with loop(0, n) as j:
+                self.single(acc, quads, j)
+            return
+        pairs = bind(emit.divide(n, 2))
+        with loop(0, pairs) as j:
+            self.single(acc, quads, bind(j * 2))
+            self.single(acc, quads, bind(j * 2 + 1))
+        with when(pairs * 2 < n):
+            self.single(acc, quads, pairs * 2)
+
+    def single(self, acc: list[list[Cell]], quads: "_Quads", at: Expr) -> None:
+        columns, w = quads.columns(at), quads.values()
+        for k, (address, weight) in enumerate(zip(columns, w)):
+            self.multiply([acc[k % self.spec.group]], [weight], address)
+        quads.load_values(at + 1)
 
     def wide(self, x: Expr) -> Expr:
         """`x` as wide as an address, once: not extended again at every use."""
@@ -266,8 +284,8 @@ class _Emitter:
 
     def prefetch(self, slot: Expr, offset: int, vectors: int) -> None:
         """Ask for the memory of a later group's sums: a store that misses is slower than a load."""
-        if not self.prefetches:
-            return
+        if not self.prefetches or (self.spares and self.spec.block < LINE):
+            return  # rows shorter than a cache line lie side by side
         a, line = self.a, LINE // self.spec.lanes
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
         for r in range(self.spec.group):
@@ -361,7 +379,7 @@ class _Quads:
         self.step = (
             const(emitter.spec.unit, emitter.index) if near else emitter.wide(emitter.panel_row)
         )
-        self.is_wide = self.lanes % QUAD == 0
+        self.is_wide = self.lanes % QUAD == 0 and not emitter.scalar_factors
         width = self.lanes if self.is_wide else 1
         self.quad = [Cell("float32", width) for _ in range(1 if self.is_wide else QUAD)]
         self.load_values(const(0, "int32"))

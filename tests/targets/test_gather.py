@@ -11,12 +11,13 @@ from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.gather import FLAT
 from sparsegraph.targets.kernels.product import Product
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+from sparsegraph.targets.target import Target
 
 from sparsegraph import formats, targets
 from sparsegraph.lower.gather import flat, segments, tables
 from sparsegraph.lower.products import _columns_by_tile
 from sparsegraph.lower.windows import Window, step_of
-from tests.targets.test_product import bound, library, sparse
+from tests.targets.test_product import SPARING, bound, library, sparse
 
 TARGET = targets.native()
 LANES = TARGET.lanes
@@ -52,7 +53,7 @@ def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
 
 def run(
     weight_format: str, window: Window, weight: np.ndarray, x: np.ndarray, bias: np.ndarray,
-    xl: FeatureMajor,
+    xl: FeatureMajor, target: Target = TARGET,
 ) -> np.ndarray:  # fmt: skip
     """The convolution of planes x [images, channels, points] that lie as `xl` says.
 
@@ -79,14 +80,20 @@ def run(
         args += [host.aligned(packed.column_index), host.aligned(packed.runs)]
     panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
     args += [panel, kernel.panel_row, taps, host.aligned(first), host.aligned(second)]
-    library(kernel).call(kernel, *args, end=images * yl.tiles)
+    library(kernel, target).call(kernel, *args, end=images * yl.tiles)
     return convert.unpack(y, yl)
 
 
-@pytest.mark.parametrize("source", [blocked, planar])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(blocked, TARGET), (planar, TARGET), (planar, SPARING)],
+    ids=["blocked", "planar", "planar, few instructions"],
+)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("weight_format", ["dense", "coded"])
-def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source: Any) -> None:
+def test_convolution_gathers_its_panel(
+    weight_format: str, geometry: Any, source: Any, target: Target
+) -> None:
     window = Window(*geometry)
     rng = np.random.default_rng(5)
     channels, rows, images = 11, 6, 2
@@ -94,7 +101,7 @@ def test_convolution_gathers_its_panel(weight_format: str, geometry: Any, source
     x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
     bias = rng.standard_normal(rows).astype(np.float32)
     xl = source(images, channels, window.size[0] * window.size[1], 1, TARGET)
-    got = run(weight_format, window, weight, x.reshape(images, channels, -1), bias, xl)
+    got = run(weight_format, window, weight, x.reshape(images, channels, -1), bias, xl, target)
     flat_weight = weight.reshape(rows, -1)
     limit = bound(flat_weight, np.full((flat_weight.shape[1], 1), np.abs(x).max()))
     for i in range(images):

@@ -1,5 +1,6 @@
 """Product kernels against float64: every variant, odd sizes, all densities, threads, epilogues."""
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -9,10 +10,13 @@ from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.product import Product, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
+from sparsegraph.targets.target import Target
 
 from sparsegraph import formats, targets
 
 TARGET = targets.native()
+SPARING = dataclasses.replace(TARGET, narrow_index=True, scalar_factors=True)
+"""This machine, with code as for those where instructions are what counts."""
 LANES = TARGET.lanes
 DENSITIES = (0.0, 0.01, 0.5, 0.9, 1.0)
 A0, A1, A2 = ("arg", 0), ("arg", 1), ("arg", 2)
@@ -31,8 +35,8 @@ EPILOGUES = [
 
 
 @cache
-def library(kernel: Product) -> host.Library:
-    return host.Library([kernel], TARGET)
+def library(kernel: Product, target: Target = TARGET) -> host.Library:
+    return host.Library([kernel], target)
 
 
 def sparse(shape: tuple[int, ...], density: float, seed: int) -> np.ndarray:
@@ -56,7 +60,7 @@ def with_block(layout: FeatureMajor, block: int) -> FeatureMajor:
 
 def run(
     kernel: Product, weight: np.ndarray, x: np.ndarray, bias: np.ndarray, tile: int, chunks: int,
-    operands: list[np.ndarray], reach: int = 0,
+    operands: list[np.ndarray], reach: int = 0, target: Target = TARGET,
 ) -> np.ndarray:  # fmt: skip
     """The kernel on planes x [images, columns, points]; result [images, rows, points]."""
     images, columns, points = x.shape
@@ -82,7 +86,7 @@ def run(
             args.append(host.aligned(value))
         else:
             args += [pack(value, yl), yl.image, yl.tile, yl.row]
-    library(kernel).call(kernel, *args, end=images * yl.tiles * len(packed.chunks))
+    library(kernel, target).call(kernel, *args, end=images * yl.tiles * len(packed.chunks))
     return convert.unpack(y, yl)
 
 
@@ -115,16 +119,18 @@ def test_every_variant_equals_the_reference(
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4)])
-@pytest.mark.parametrize("lanes", [4, 1])
-def test_indices_loaded_one_by_one(lanes: int, near: bool, unit: int, group: int) -> None:
+@pytest.mark.parametrize(("lanes", "vectors"), [(4, 5), (1, 5), (4, 1)])
+def test_indices_loaded_one_by_one(
+    lanes: int, vectors: int, near: bool, unit: int, group: int
+) -> None:
     """Whatever this machine is, as those with `Target.narrow_index` read their weights."""
-    kernel = Product("coded", group, (5,), lanes, near=near, far=near, unit=unit, narrow=True)
+    kernel = Product("coded", group, (vectors,), lanes, near=near, far=near, unit=unit, narrow=True)
     rng = np.random.default_rng(5)
     weight = sparse((19, 61), 0.3, 5)
     weight *= weight[np.arange(19) // 2 * 2] != 0
     x = rng.standard_normal((2, 61, 47)).astype(np.float32)
     bias = rng.standard_normal(19).astype(np.float32)
-    got = run(kernel, weight, x, bias, 24, 2, [], reach=12)
+    got = run(kernel, weight, x, bias, 24, 2, [], reach=12, target=SPARING)
     for i in range(2):
         error = np.abs(got[i] - reference(weight, x[i], bias)).max()
         assert error <= bound(weight, x[i])
