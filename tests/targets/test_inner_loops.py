@@ -22,8 +22,8 @@ MIX = {
     "aarch64-sve256": ((24, 4, r"\bz\d+\.s"), (32, 17, r"\bz\d+\.s")),
     "a64fx": ((96, 40, r"\bz\d+\.s"), (64, 35, r"\bz\d+\.s")),
     "riscv64": ((20, 9, r"\bf[tsa]\d+"), (32, 24, r"\bf[tsa]\d+")),
-    "riscv64-v128": ((24, 10, r"\bv\d+"), (32, 21, r"\bv\d+")),
-    "riscv64-v256": ((24, 10, r"\bv\d+"), (32, 21, r"\bv\d+")),
+    "riscv64-v128": ((12, 7, r"\bv\d+"), (32, 24, r"\bv\d+")),
+    "riscv64-v256": ((12, 7, r"\bv\d+"), (32, 24, r"\bv\d+")),
     "armv7": ((12, 12, r"\bq\d+"), None),
     "cortex-m7": ((32, 24, r"\bs\d+"), None),
     "cortex-m55": ((4, 4, r"\bq\d+"), (16, 17, r"\bq\d+")),
@@ -90,7 +90,7 @@ def test_the_innermost_loop_with_the_most_work_is_found() -> None:
     [
         ("aarch64", Product("dense", 7, (4,), 4)),
         ("riscv64", Product("dense", 8, (4,), 1)),
-        ("riscv64-v128", Product("coded", 2, (8,), 4)),
+        ("riscv64-v128", Product("coded", 2, (6,), 8)),
     ],
     ids=str,
 )
