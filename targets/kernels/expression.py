@@ -61,6 +61,9 @@ def _children(node: Tree, walk: Any) -> list[tir.Expr]:
     if node[0] == "Where":
         typed = [v for i, v in values.items() if i > 0]
     near = typed[0] if typed else None
+    for i, child in enumerate(node[1:]):
+        if child in node[1 : i + 1] and i in values:  # TVM makes 0 of x - x, also where x is NaN
+            values[i] = _named(values[i])
     return [values[i] if i in values else walk(c, near) for i, c in enumerate(node[1:])]
 
 
