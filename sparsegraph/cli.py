@@ -453,7 +453,8 @@ def bench(
 ) -> None:
     """Time a compiled model against ONNX Runtime dense, in alternating blocks of one process.
 
-    With --devices: the compiled model alone, on every device of the inventory at once.
+    With --devices: the compiled model alone, on every device of the inventory; those with the same
+    ssh host take turns.
     """
     from sparsegraph.bench import bench as measure
     from sparsegraph.bench import prepare
