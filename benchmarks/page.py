@@ -94,7 +94,7 @@ def _cell(row: Row | None, best: float) -> str:
 
 
 def _plots(rows: Sequence[Row]) -> str:
-    drawn = plot.plots([r for r in rows if r.threads == 1 and r.pattern != "4x1"])
+    drawn = plot.plots([r for r in rows if r.threads == 1])
     return f'<div class="plots">{"".join(drawn.values())}</div>'
 
 

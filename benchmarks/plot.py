@@ -9,17 +9,20 @@ WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 40, 48
 COLOURS = ("#444444", "#0a7d4b", "#c2410c", "#1d4ed8", "#9333ea", "#a16207")
 N_TICKS = 5
+LABEL = 32  # width of a label
 
 Point = tuple[float, float]
 """Zeros in per cent, time in ms."""
 
 
 def plots(rows: Iterable[Row]) -> dict[str, str]:
-    """Workload -> SVG, for workloads measured at two densities or more."""
+    """Workload and pattern -> SVG, for those measured at two densities or more."""
     series: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
         if row.median_ms is not None:
-            lines = series.setdefault(row.workload, {})
+            is_plain = row.pattern in ("dense", "unstructured")
+            name = row.workload if is_plain else f"{row.workload} {row.pattern}"
+            lines = series.setdefault(name, {})
             lines.setdefault(row.engine, []).append((row.zeros_percent, row.median_ms))
     return {
         name: svg(name, lines)
@@ -52,9 +55,18 @@ def _axes(top_ms: float, zeros: Sequence[float]) -> list[str]:
         y = _y(ms, top_ms)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#dddddd"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{ms:.3g}</text>')
-    for x in zeros:
+    for x in _apart(zeros):
         parts.append(f'<text x="{_x(x):.1f}" y="{bottom + 20}" text-anchor="middle">{x:g} %</text>')
     return parts
+
+
+def _apart(zeros: Sequence[float]) -> list[float]:
+    """Those of sorted `zeros` whose labels have room, from the right."""
+    kept: list[float] = []
+    for x in reversed(zeros):
+        if not kept or _x(kept[-1]) - _x(x) >= LABEL:
+            kept.append(x)
+    return kept
 
 
 def _line(points: Sequence[Point], top_ms: float, colour: str) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sparsegraph import output
 from sparsegraph.capture import load
 from sparsegraph.errors import UsageError, VerifyError, message
 from sparsegraph.graph import all_names, remove_unused_initializers
@@ -96,24 +97,28 @@ def family(
 
     With `prefix` the first units stay, as in networks trained so that each width works; any other
     criterion nests as well, since all members rank units alike. Each file is read back and compared
-    with the cut that was proved. Raises UsageError, VerifyError.
+    with the cut that was proved before any file of the folder is replaced. Raises UsageError,
+    VerifyError.
     """
     if not keeps or any(not name or Path(name).name != name for name in keeps):
         found = list(keeps)
         raise UsageError(message("option", "nested", found, "names of files", "give 0.25,0.5"))
     job = prepare(model, Policy(), by, calibration)
-    folder.mkdir(parents=True, exist_ok=True)
-    places = _write_weights(job.base, folder)
-    members = []
-    for name, keep in keeps.items():
-        gone = job.marks(keep)
-        smaller, views = job.cut(gone)
-        shared = _share(smaller, job.base, views, places)
-        file = folder / f"{name}.onnx"
-        onnx.save(ir.to_proto(shared), file)
-        _check(file, smaller)
-        sizes = n_parameters(smaller), n_macs(smaller)
-        members.append(Member(name, file, *sizes, job.proof(smaller, gone)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    members: list[Member] = []
+
+    def fill(partial: Path) -> None:
+        places = _write_weights(job.base, partial)
+        for name, keep in keeps.items():
+            gone = job.marks(keep)
+            smaller, views = job.cut(gone)
+            shared = _share(smaller, job.base, views, places)
+            onnx.save(ir.to_proto(shared), partial / f"{name}.onnx")
+            _check(partial / f"{name}.onnx", smaller)
+            sizes, proof = (n_parameters(smaller), n_macs(smaller)), job.proof(smaller, gone)
+            members.append(Member(name, folder / f"{name}.onnx", *sizes, proof))
+
+    output.write_folder(folder, fill)
     return tuple(members)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +40,22 @@ def write_model(path: Path, model: ir.Model) -> None:
     _publish(path, lambda to: debug.save(model, to))
 
 
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """The files that `fill` makes, in a folder that may hold others.
+
+    Raises UsageError when the folder cannot be written.
+    """
+    check_folder(folder)
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
+            fill(Path(partial))
+            _move(Path(partial), folder)
+    except OSError as error:
+        need = "a folder that can be written"
+        raise _refused(folder, error.strerror or str(error), need) from error
+
+
 def check_writable(path: Path) -> None:
     """Fail before long work: raises UsageError when the file `path` could not be written."""
     if path.is_dir():
@@ -63,11 +78,17 @@ def _publish(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             fill(Path(folder, path.name))
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # weights before the model
-                file.chmod(0o666 & ~_umask())
-                shutil.move(file, path.with_name(file.name))
+            _move(Path(folder), path.parent)
     except OSError as error:
         raise _refused(path, error.strerror or str(error), "a file that can be written") from error
+
+
+def _move(source: Path, to: Path) -> None:
+    """Move all files, weights before models."""
+    files = sorted(source.iterdir(), reverse=True)
+    for file in sorted(files, key=lambda f: f.suffix == ".onnx"):
+        file.chmod(0o666 & ~_umask())
+        os.replace(file, to / file.name)
 
 
 def _refused(path: Path, found: str, need: str) -> UsageError:

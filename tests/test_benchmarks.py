@@ -417,6 +417,14 @@ class TestReport:
         assert tags.count("circle") == 4
         assert "a&b" in [element.text for element in tree.iter()]
 
+    def test_patterns_have_plots_of_their_own_and_labels_keep_apart(self) -> None:
+        rows = [a_row(density=d, median_ms=1.0) for d in (0.5, 0.1, 0.05, 0.02)]
+        rows += [a_row(density=d, median_ms=1.0, pattern="4x1") for d in (0.2, 0.1)]
+        drawn = plot.plots(rows)
+        assert list(drawn) == ["resnet50", "resnet50 4x1"]
+        labels = [e.text for e in ElementTree.fromstring(drawn["resnet50"]).iter()]
+        assert [t for t in labels if t and t.endswith("%")] == ["98 %", "90 %", "50 %"]
+
 
 class TestPage:
     def test_shows_every_engine_and_marks_the_fastest(self) -> None:

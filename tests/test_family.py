@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import sparsegraph as sg
 from benchmarks import zoo
 from sparsegraph.cli import app
-from sparsegraph.errors import CaptureError, UsageError
+from sparsegraph.errors import CaptureError, UsageError, VerifyError
 from sparsegraph.family import WEIGHTS, family
 from sparsegraph.shrink import shrink
 from sparsegraph.verify import Session, compare, feeds_for
@@ -79,6 +79,34 @@ def test_a_damaged_weight_file_is_noticed(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"")
     with pytest.raises(CaptureError):
         sg.load(member.file)
+
+
+def test_a_family_may_take_the_place_of_the_one_it_comes_from(tmp_path: Path) -> None:
+    """The model's weights are mapped from the file that is written."""
+    model = sg.load(ALL["vgg"]())
+    feed = feeds_for(model, 2)[1]
+    want = Session(shrink(model, 0.5, "prefix").model).run(feed)
+    (whole,) = family(model, {"whole": 1.0}, tmp_path)
+    half, _ = family(sg.load(whole.file), {"half": 0.5, "whole": 1.0}, tmp_path)
+    assert compare(Session(sg.load(half.file)).run(feed), want) <= BOUND
+
+
+def test_what_fails_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sg.load(ALL["vgg"]())
+    family(model, {"half": 0.5}, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    tries = iter([None, VerifyError("no")])
+
+    def fail_later(*_: object) -> None:
+        if error := next(tries):
+            raise error
+
+    monkeypatch.setattr("sparsegraph.family._check", fail_later)
+    with pytest.raises(VerifyError):
+        family(model, {"half": 0.25, "whole": 1.0}, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("keeps", [{}, {"": 0.5}, {"a/b": 0.5}, {"x": 0.0}])

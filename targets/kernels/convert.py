@@ -2,8 +2,8 @@
 
     planes [images, features, points], tokens [images, points, features], feature-major: layout.py
 
-`Copy` moves runs of points. `Transpose` turns tokens by lanes x lanes tiles in registers. Row-major
-memory is never touched outside the value; pad points of feature-major results are written as 0.
+`Copy` moves runs of points. `Transpose` turns tiles of 4 x lanes in registers. Row-major memory is
+never touched outside the value; pad points of feature-major results are written as 0.
 """
 
 from collections.abc import Callable, Sequence
