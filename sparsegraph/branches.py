@@ -118,7 +118,7 @@ def _match(add: ir.Node, at: int, layers: dict[ir.Node, Layer]) -> _Match | None
     shape = static_shape(main)
     if shape is None or shape != static_shape(add.inputs[at]):
         return None
-    if _has_bias(up) or _has_bias(down) or not _fit(layer, down, up):
+    if _has_bias(up) or _has_bias(down) or _alpha(layer) == 0 or not _fit(layer, down, up):
         return None
     b, a = (x.matrix().astype(np.float64).reshape(len(x.matrix()), -1) for x in (up, down))
     low_rank = scale * _alpha(up) * _alpha(down) / _alpha(layer) * (b @ a)
@@ -136,8 +136,10 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
         return value, 1.0
     for at in (0, 1) if is_op(node, "Mul") else (1,):
         number = scalar(node.inputs[at])
-        if number is not None:
-            return node.inputs[1 - at], number if is_op(node, "Mul") else 1 / number
+        if number is not None and is_op(node, "Mul"):
+            return node.inputs[1 - at], number
+        if number:
+            return node.inputs[1 - at], 1 / number
     return value, 1.0
 
 

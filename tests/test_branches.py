@@ -184,3 +184,15 @@ def test_the_sum_of_a_kept_branch_is_computed_by_a_product() -> None:
     (last,) = (step for step in program.steps if "Relu" in step.nodes)
     assert "Add" in last.nodes
     assert "MatMul" in " ".join(last.nodes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("m = Mul(u, s)", "zero = Sub(s, s)  m = Div(u, zero)"),
+        ("p = MatMul(x, w)", "p = Gemm<alpha=0.0>(x, w)"),
+    ],
+)
+def test_a_factor_of_zero_is_not_divided_by(old: str, new: str) -> None:
+    model = optimize(network(1.0, text=TEXT.replace(old, new)), verify=False).model
+    assert settle(model)[1] == ()
