@@ -117,23 +117,14 @@ def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     Within groups of 4 lanes the stages are unpack low and high, then groups are exchanged: every
     shuffle is one instruction of AVX and NEON.
     """
-    out = list(rows)
     if lanes == 1:
-        return out
-    pair = [k + i for k in range(0, lanes, 4) for i in (0, 1)]
-    both = lanes
-    low = [i + h for i in pair for h in (0, both)]
-    out = [s for i in range(0, lanes, 2) for s in _two(out[i], out[i + 1], low, 2)]
-    low = [k + h + i for k in range(0, lanes, 4) for h in (0, both) for i in (0, 1)]
-    quads = []
-    for i in range(0, lanes, 4):
-        a, b, c, d = out[i : i + 4]
-        quads += [*_two(a, c, low, 2), *_two(b, d, low, 2)]
+        return list(rows)
+    out = [s for i in range(0, lanes, 4) for s in _squares(rows[i : i + 4], lanes)]
     distance = 4
     while distance < lanes:
-        quads = _exchange(quads, distance, lanes)
+        out = _exchange(out, distance, lanes)
         distance *= 2
-    return quads
+    return out
 
 
 def turned(rows: Sequence[Expr], lanes: int) -> list[Expr]:
@@ -143,6 +134,11 @@ def turned(rows: Sequence[Expr], lanes: int) -> list[Expr]:
         return rows
     if lanes > 4:  # rows k, k + 4 ... side by side: with rows from memory no shuffle
         rows = [bind(emit.shuffle(rows[k::4], range(lanes))) for k in range(4)]
+    return _squares(rows, lanes)
+
+
+def _squares(rows: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Four vectors with each 4 x 4 square turned: unpack low and high, then pairs."""
     low = [k + i + h for k in range(0, lanes, 4) for i in (0, 1) for h in (0, lanes)]
     a, b, c, d = *_two(rows[0], rows[1], low, 2), *_two(rows[2], rows[3], low, 2)
     low = [k + h + i for k in range(0, lanes, 4) for h in (0, lanes) for i in (0, 1)]
