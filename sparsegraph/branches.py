@@ -1,7 +1,7 @@
 """Low-rank branches beside products: merged into the weight, kept, or removed.
 
-A LoRA branch y = W x + s B (A x) (Hu et al. 2021, arXiv:2106.09685) is merged where no zeros of W
-are lost by it. A sparse W would fill up: there the branch stays (SLoPe: Mozaffari et al. 2024,
+A LoRA branch y = W x + s B (A x) (Hu et al. 2021, arXiv:2106.09685) is merged where W loses hardly
+any zeros by it. A sparse W would fill up: there the branch stays (SLoPe: Mozaffari et al. 2024,
 arXiv:2405.16325), and its sum is computed in the epilogue of a product. A branch that is all zero
 goes.
 """
