@@ -6,7 +6,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import artefact, pipeline, verify
+from sparsegraph import artefact, pipeline, quantised
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.device_tune import device_for
@@ -23,9 +23,10 @@ from sparsegraph.errors import UnsupportedError, UsageError, VerifyError, messag
 from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
 from sparsegraph.lower.choose import Decide
-from sparsegraph.manifest import Code
+from sparsegraph.manifest import Code, Manifest
 from sparsegraph.program import Plan
 from sparsegraph.progress import Progress, silent
+from sparsegraph.proof import Lost, is_mixed, prove, race
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets import codes, runs_here
@@ -33,7 +34,6 @@ from sparsegraph.targets.target import Target
 from sparsegraph.tune import Tuner, begin
 from sparsegraph.tuning import Tuning
 
-TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
 WORTHWHILE = 1.02  # below this estimate of speed the whole model is left to ONNX Runtime
 Shapes = Mapping[str, int | Sequence[int]]
 
@@ -124,7 +124,8 @@ def compile(
         output: the artefact's folder; a temporary one by default.
         check: verify every pass and the artefact against ONNX Runtime.
         fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that are
-            estimated to be slower here than there; never for WebAssembly modules and C source.
+            estimated, or if quantised measured, to be slower here than there; never for WebAssembly
+            modules and C source.
         keep_native: never leave the whole model to ONNX Runtime.
         skip: passes to leave out.
         tune: measure the best ways to compute each product, instead of trusting the cost model.
@@ -157,31 +158,18 @@ def compile(
     tuner, decide = _tuning(
         machines, tune, None if tuning is None else Path(tuning), report, devices
     )
+    work = _Work(
+        machines, threads, check, skip, fallback, fallback and not keep_native, is_here, tuner,
+        decide, report,
+    )  # fmt: skip
     models, records = [], []
-    plans: list[list[Plan]] = [[] for _ in machines]
+    plans: list[list[Plan]] = []
     for one in several:
         report("capture", 0, 1)
-        model = load(source, example_inputs, one)
-        optimized = pipeline.optimize(model, verify=check, skip=skip, on_pass=_counter(report))
-        report("plan", 0, 1)
-        if tuner is not None:
-            tuner.n_layers += len(weighted(optimized.model))
-        for made, one_machine in zip(plans, machines, strict=True):
-            with tuner.saving() if tuner is not None else contextlib.nullcontext():
-                made.append(
-                    partition.plan(
-                        optimized.model, one_machine, threads=threads, allow_fallback=fallback,
-                        decide=decide,
-                    )
-                )  # fmt: skip
-        plan = plans[-1][-1]
-        if fallback and is_here and not keep_native and plan.estimate < WORTHWHILE:
-            reason = f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
-            plans[-1][-1] = partition.whole_model_fallback(model, plan, reason)
-        models.append(model)
-        records.append([pass_record(r) for r in optimized.records])
-    for made in plans:
-        made[0].variants = made[1:]
+        models.append(load(source, example_inputs, one))
+        made, passed = work.plan(models[-1])
+        plans.append(made)
+        records.append(passed)
     meta = {"model_sha256": model_digest(models[0]), "passes": records[0]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
 
@@ -189,10 +177,71 @@ def compile(
         report("verify", 0, 1)
         return prove(models, folder, threads) if check and is_here else {"checked": False}
 
-    *better, code = (Code(t, made[0]) for t, made in zip(machines, plans, strict=True))
-    manifest = artefact.write(code.plan, code.target, path, meta, report, checked, better)
+    def written(check: artefact.Check) -> Manifest:
+        codes = zip(machines, zip(*plans, strict=True), strict=True)
+        *better, code = (Code(t, replace(p[0], variants=list(p[1:]))) for t, p in codes)
+        return artefact.write(code.plan, code.target, path, meta, report, check, better)
+
+    try:
+        is_race = work.may_leave and is_mixed(models, plans)
+        manifest = written(partial(race, models, threads, checked) if is_race else checked)
+    except Lost as lost:
+        plans = [[partition.whole_model_fallback(model, str(lost))] for model in models]
+        manifest = written(checked)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest, None if tuner is None else str(tuner))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How every shape of a model is planned; the fields are those of `compile`."""
+
+    machines: Sequence[Target]
+    threads: int
+    check: bool
+    skip: Collection[str]
+    fallback: bool
+    may_leave: bool
+    """Whether ONNX Runtime may have the whole model."""
+    is_here: bool
+    tuner: Tuner | None
+    decide: Decide | None
+    report: Progress
+
+    def plan(self, model: ir.Model) -> tuple[list[Plan], list[dict[str, Any]]]:
+        """One plan per machine, and what the passes did."""
+        on_pass = _counter(self.report)
+        try:
+            done = pipeline.optimize(model, verify=self.check, skip=self.skip, on_pass=on_pass)
+        except VerifyError:
+            if not (self.may_leave and quantised.has_quantised(model)):
+                raise
+            return [partition.whole_model_fallback(model, quantised.REASON)], []
+        self.report("plan", 0, 1)
+        if self.tuner is not None:
+            self.tuner.n_layers += len(weighted(done.model))
+        made = [self._lowered(done.model, machine) for machine in self.machines]
+        reason = self._why_leave(model, made[-1])
+        if reason is not None:
+            made[-1] = partition.whole_model_fallback(model, reason, made[-1])
+        return made, [pass_record(r) for r in done.records]
+
+    def _lowered(self, model: ir.Model, machine: Target) -> Plan:
+        with self.tuner.saving() if self.tuner is not None else contextlib.nullcontext():
+            return partition.plan(
+                model, machine, threads=self.threads, allow_fallback=self.fallback,
+                decide=self.decide,
+            )  # fmt: skip
+
+    def _why_leave(self, model: ir.Model, plan: Plan) -> str | None:
+        """Why the whole model is ONNX Runtime's, as far as that is known without running it."""
+        if not self.may_leave:
+            return None
+        if quantised.has_quantised(model) and not (self.is_here and plan.layers):
+            return quantised.REASON
+        if self.is_here and plan.estimate < WORTHWHILE:
+            return f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
+        return None
 
 
 def _tuning(
@@ -236,32 +285,6 @@ def load(
     if example_inputs is not None:
         return capture(source, example_inputs, shapes)
     return load_onnx(source, shapes)
-
-
-def prove(
-    models: Sequence[ir.Model], folder: Path, threads: int, task: str | None = None
-) -> dict[str, Any]:
-    """Compare the artefact, or one task of it, with ONNX Runtime on every captured model.
-
-    Raises:
-        VerifyError: names the feed, the figure and the limit.
-    """
-    session = InferenceSession(folder, threads=threads, task=task)
-    names = [o.name for o in session.get_outputs()]
-    worst, n_feeds = 0.0, 0
-    for model in models:
-        reference = verify.Session(model)
-        for i, feed in enumerate(verify.feeds_for(model)):
-            expected = reference.run(feed)
-            error = verify.compare(dict(zip(names, session.run(None, feed))), expected)
-            worst, n_feeds = max(worst, error), n_feeds + 1
-            limit = max(TOLERANCE, verify.tolerance(expected))
-            if not error <= limit:
-                fix = "report this model; nothing was written"
-                found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
-                need = f"<= {limit:.0e}"
-                raise VerifyError(message("artefact", str(folder.name), found, need, fix))
-    return {"checked": True, "feeds": n_feeds, "max_rel_error": float(f"{worst:.2e}")}
 
 
 def pass_record(record: pipeline.PassRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Manifest = Mapping[str, Any]
 
 
 def layers(manifest: Manifest) -> list[list[Any]]:
-    """One row per layer of the plan, then one per node that was left to ONNX Runtime."""
+    """One row per layer of the plan, then those of `left`."""
     predicted = prediction(manifest["target"]["text"])
     rows = [
         [
@@ -29,7 +29,7 @@ def layers(manifest: Manifest) -> list[list[Any]]:
         ]
         for layer in manifest["layers"]
     ]
-    for node, reason in fallbacks(manifest):
+    for node, reason in left(manifest):
         rows.append([node, "", "", None, "onnxruntime", None, "", None, reason])
     return rows
 
@@ -43,6 +43,14 @@ def fallbacks(manifest: Manifest) -> list[tuple[str, str]]:
     """(node, reason) of everything that ONNX Runtime runs."""
     segments = [s for s in manifest["segments"] if s["kind"] != "native"]
     return [(node, s["reason"]) for s in segments for node in s["nodes"]]
+
+
+def left(manifest: Manifest) -> list[tuple[str, str]]:
+    """Rows of `fallbacks`; a model that was left as a whole has one for all of its nodes."""
+    rows = fallbacks(manifest)
+    if len(manifest["segments"]) == 1 and len(rows) > 1:
+        return [(f"all {len(rows)} nodes", rows[0][1])]
+    return rows
 
 
 def why_dense(layer: Mapping[str, Any]) -> str:

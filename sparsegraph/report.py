@@ -227,7 +227,7 @@ def _kernels(timed: Bench) -> Table:
 
 
 def _fallbacks(manifest: Mapping[str, Any]) -> Table:
-    rows = explain.fallbacks(manifest)
+    rows = explain.left(manifest)
     note = "" if rows else "None: every node has a kernel."
     return Table("Nodes that ONNX Runtime runs", ["node", "reason"], rows, note)
 

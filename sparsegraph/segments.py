@@ -231,8 +231,6 @@ class _FallbackSegment(_Segment):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # int8 arithmetic in place of what the model says is off by up to 11 % (saturation on AVX2)
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
         model = members.verified(record["member"]).read_bytes()
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

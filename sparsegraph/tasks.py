@@ -18,11 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph import artefact, delta, pipeline
-from sparsegraph.compile import Compiled, Shapes, load, model_digest, pass_record, prove
+from sparsegraph.compile import Compiled, Shapes, load, model_digest, pass_record
 from sparsegraph.errors import UnsupportedError, UsageError, message
 from sparsegraph.lower import partition
 from sparsegraph.program import Fallback, Plan, Program
 from sparsegraph.progress import Progress, silent
+from sparsegraph.proof import prove
 from sparsegraph.runtime import InferenceSession
 from sparsegraph.targets import codes, runs_here
 from sparsegraph.targets.target import Target

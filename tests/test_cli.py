@@ -411,13 +411,8 @@ def test_nodes_without_a_kernel_and_without_fallback() -> None:
 
 
 def test_verification_failure(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    import sparsegraph.compile  # noqa: F401  # the module, not the function of its name
-
-    driver = sys.modules["sparsegraph.compile"]
-    monkeypatch.setattr(driver.verify, "compare", lambda got, want: 0.5)
-    monkeypatch.setattr(sys.modules["sparsegraph.pipeline"], "compare", lambda got, want: 0.0)
+    monkeypatch.setattr("sparsegraph.proof.verify.compare", lambda got, want: 0.5)
+    monkeypatch.setattr("sparsegraph.pipeline.compare", lambda got, want: 0.0)
     error = refused("compile", model_file, *DIM, code=UNVERIFIED)
     assert "5.00e-01" in error
     assert not Path("model.sg").exists()

@@ -5,12 +5,13 @@ segments are lowered again, until nothing declines.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph import quantised
 from sparsegraph.chain import form_chains
 from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.graph import captured, constant, has_subgraph, static_shape
@@ -49,7 +50,7 @@ def plan(
         UnsupportedError: if such nodes exist and no fallback is allowed; lists them.
     """
     graph = model.graph
-    reasons: dict[ir.Node, str] = {n: r for n in graph if (r := _refusal(n)) is not None}
+    reasons = {n: r for n in graph if (r := _refusal(n)) is not None} | quantised.left(model)
     while True:
         n_converted = 0
         segments = cut(graph, reasons)
@@ -59,7 +60,7 @@ def plan(
         for segment in segments:
             inputs, outputs = borders(graph, segment)
             if not segment.is_native:
-                why = "; ".join(sorted({f"{n.op_type}: {reasons[n]}" for n in segment.nodes}))
+                why = "; ".join(sorted({_why(n, reasons[n]) for n in segment.nodes}))
                 lowered.append(_fallback(model, segment, inputs, outputs, why))
                 continue
             program = Program(tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
@@ -83,6 +84,11 @@ def plan(
     )  # fmt: skip
 
 
+def _why(node: ir.Node, reason: str) -> str:
+    """A line of a segment's reason: one for all that is quantised, else one per operator."""
+    return reason if reason == quantised.REASON else f"{node.op_type}: {reason}"
+
+
 def _estimate(layers: Sequence[dict[str, Any]], n_converted: int) -> float:
     """Speed of the products relative to ONNX Runtime's dense ones; 1 if there are none."""
     macs = sum(layer["macs"] for layer in layers)
@@ -90,12 +96,19 @@ def _estimate(layers: Sequence[dict[str, Any]], n_converted: int) -> float:
     return float(macs / (cost + CONVERSION * n_converted)) if macs else 1.0
 
 
-def whole_model_fallback(model: ir.Model, plan: Plan, reason: str) -> Plan:
-    """The plan that leaves everything to ONNX Runtime."""
+def whole_model_fallback(model: ir.Model, reason: str, instead_of: Plan | None = None) -> Plan:
+    """The plan that leaves everything to ONNX Runtime, with the layers of what it stands for."""
     inputs = [v for v in model.graph.inputs if not _is_default(v)]
+    outputs = list(model.graph.outputs)
     segment = Segment(tuple(model.graph), False)
-    part = _fallback(model, segment, inputs, list(model.graph.outputs), reason)
-    return Plan(plan.inputs, plan.outputs, [part], plan.layers, plan.estimate)
+    plan = Plan(
+        tuple(map(tensor, inputs)),
+        tuple(map(tensor, outputs)),
+        [_fallback(model, segment, inputs, outputs, reason)],
+    )
+    if instead_of is None:
+        return plan
+    return replace(plan, layers=instead_of.layers, estimate=instead_of.estimate)
 
 
 def _lower(

@@ -1,0 +1,83 @@
+"""What an artefact must pass on this machine: equal to ONNX Runtime and, partly quantised, faster.
+
+ONNX Runtime with its default options is the reference of a quantised model, node by node of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from sparsegraph import quantised, verify
+from sparsegraph.artefact import Check
+from sparsegraph.bench import bench
+from sparsegraph.errors import VerifyError, message
+from sparsegraph.program import Plan, Program
+from sparsegraph.runtime import InferenceSession
+
+TOLERANCE = 1e-4  # largest |a - b| / max |b| between the artefact and ONNX Runtime, fp32
+FASTER = 1.05  # measured speed that own kernels must reach in a model that is partly quantised
+
+
+class Lost(Exception):
+    """Own kernels are no gain in this model; says why."""
+
+
+def prove(
+    models: Sequence[ir.Model], folder: Path, threads: int, task: str | None = None
+) -> dict[str, Any]:
+    """Compare the artefact, or one task of it, with ONNX Runtime on every captured model.
+
+    ONNX Runtime computes node by node, but quantised models as it does by default.
+
+    Raises:
+        VerifyError: names the feed, the figure and the limit.
+    """
+    session = InferenceSession(folder, threads=threads, task=task)
+    names = [o.name for o in session.get_outputs()]
+    worst, n_feeds = 0.0, 0
+    for model in models:
+        is_int8 = quantised.has_quantised(model)
+        reference = verify.Session(model, optimize=is_int8, threads=threads if is_int8 else 0)
+        for i, feed in enumerate(verify.feeds_for(model)):
+            expected = reference.run(feed)
+            error = verify.compare(dict(zip(names, session.run(None, feed))), expected)
+            worst, n_feeds = max(worst, error), n_feeds + 1
+            limit = max(TOLERANCE, verify.tolerance(expected))
+            if not error <= limit:
+                fix = "report this model; nothing was written"
+                found = f"max|a-b|/max|b| = {error:.2e} on feed {i}"
+                need = f"<= {limit:.0e}"
+                raise VerifyError(message("artefact", str(folder.name), found, need, fix))
+    return {"checked": True, "feeds": n_feeds, "max_rel_error": float(f"{worst:.2e}")}
+
+
+def is_mixed(models: Sequence[ir.Model], plans: Sequence[Sequence[Plan]]) -> bool:
+    """True for quantised models that have kernels of ours as well."""
+    segments = (s for made in plans for plan in made for s in plan.segments)
+    native = any(isinstance(s, Program) for s in segments)
+    return native and any(map(quantised.has_quantised, models))
+
+
+def race(
+    models: Sequence[ir.Model], threads: int, checked: Check, folder: Path
+) -> Mapping[str, Any]:
+    """The proof of a mixed model, if it is right and faster than ONNX Runtime on all of it.
+
+    Raises:
+        Lost: it is not. Values that differ in the last bit may round to other int8 numbers.
+    """
+    what = f"{quantised.REASON}; with own kernels for the other layers"
+    try:
+        record = checked(folder)
+    except VerifyError as error:
+        raise Lost(f"{what} outputs differ: last bits turn into steps of int8") from error
+    session = InferenceSession(folder, threads=threads)
+    rows = [bench(session, model, threads=threads, rounds=5, block_ms=60) for model in models]
+    ratio = sum(row.dense_ms for row in rows) / sum(row.ours_ms for row in rows)
+    if ratio < FASTER:
+        raise Lost(f"{what} it ran at {ratio:.1f} of ONNX Runtime's speed")
+    return record
