@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsegraph.targets.inner_loop import look
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import Product, joined
 from sparsegraph.targets.target import Target
 
 from benchmarks import results
@@ -34,7 +34,10 @@ def kernel_for(target: Target, weight: str, vectors: int = 4) -> Product:
         gather=None, density=density, is_shared=False, source=points, out=(1, points),
     )  # fmt: skip
     choice = (choose.dense if weight == "dense" else choose.coded)(problem, target)
-    kernel = Product(choice.weight, choice.group, choice.split, target.lanes)
+    kernel = Product(
+        choice.weight, choice.group, choice.split, target.lanes,
+        joined=joined(choice.split, target),
+    )  # fmt: skip
     if weight == "dense":
         return kernel
     return replace(kernel, unit=target.index_unit, narrow=target.narrow_index)

@@ -17,7 +17,7 @@ from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
 
 TOOL = "llvm-mca"
-_RVV = ["# LLVM-MCA-RISCV-LMUL M2", "# LLVM-MCA-RISCV-SEW E32"]  # what our vectors are
+_RVV = "# LLVM-MCA-RISCV-LMUL M{}\n# LLVM-MCA-RISCV-SEW E32"  # pairs of registers, joined
 _NEWEST, _OLDEST = 40, 14  # versions that are looked for by name
 CORES = {  # of each machine family, cores that stand for its machines
     "x86_64": ("haswell", "znver3"),
@@ -95,7 +95,7 @@ _PTX = Syntax(
 )
 _NAME = re.compile(  # as `Product.name` writes it
     r"(?:spmm|gemm)_f32_(dense|coded)_r(\d+)_v([\dx]+)_l(\d+)(?:_gather(\d))?(?:_b(\d+))?"
-    r"((?:_near|_far|_narrow)*)(?:_unit(\d))?"
+    r"((?:_near|_far|_narrow)*)(?:_unit(\d))?(?:_x(\d))?"
 )
 SYNTAX = {
     "x86_64": _X86, "aarch64": _A64, "armv7l": _A32, "riscv64": _RISCV, "armv7e-m": _A32,
@@ -112,6 +112,7 @@ class Loop:
         products: multiplications that are not fused.
         spills: accesses to the stack.
         registers: distinct vector registers.
+        joined: vectors in one multiply-add (`Product.joined`).
         cycles: estimates of llvm-mca for one round, by core; None without one.
     """
 
@@ -123,12 +124,13 @@ class Loop:
     loads: int
     spills: int
     registers: int
+    joined: int
     cycles: dict[str, float | None]
 
     @property
     def work(self) -> int:
         """Multiply-adds of vectors in one round."""
-        return self.fused or self.products
+        return self.joined * (self.fused or self.products)
 
 
 def assembly(target: Target, kernel: Product) -> list[str]:
@@ -165,7 +167,7 @@ def kernel_of(name: str) -> Product | None:
     found = _NAME.match(name)
     if found is None:
         return None
-    weight, group, split, lanes, step, batch, tail, unit = found.groups()
+    weight, group, split, lanes, step, batch, tail, unit, joined = found.groups()
     return Product(
         weight,
         int(group),
@@ -177,6 +179,7 @@ def kernel_of(name: str) -> Product | None:
         far="_far" in tail,
         unit=int(unit or UNIT),
         narrow="_narrow" in tail,
+        joined=int(joined or 1),
     )
 
 
@@ -193,7 +196,8 @@ def look(target: Target, kernel: Product, cores: Sequence[str] = ()) -> Loop:
         loads=_count(body, syntax.load),
         spills=_count(body, syntax.stack),
         registers=len({r for line in body for r in re.findall(syntax.vector, line)}),
-        cycles={core: estimate(target, body, core) for core in cores},
+        joined=kernel.joined,
+        cycles={core: estimate(target, body, core, joined=kernel.joined) for core in cores},
     )
 
 
@@ -214,7 +218,7 @@ def version() -> str:
 
 
 def estimate(
-    target: Target, body: Sequence[str], core: str = "", rounds: int = 100
+    target: Target, body: Sequence[str], core: str = "", rounds: int = 100, *, joined: int = 1
 ) -> float | None:
     """Cycles of one round as llvm-mca models the core, the target's own by default.
 
@@ -231,7 +235,7 @@ def estimate(
     ]
     features = [f"+{f}" for f in target.code_features]
     command += [f"-mattr={','.join(features)}"] if features else []
-    head = _RVV if target.has("v") else []  # set by an instruction in front of the loop
+    head = [_RVV.format(2 * joined)] if target.has("v") else []  # set in front of the loop
     text = "\n".join([*head, *(re.sub(r"\.L\w+", "0", line) for line in body)])
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     found = re.search(r"^Total Cycles:\s+(\d+)", done.stdout, re.MULTILINE)

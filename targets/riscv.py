@@ -44,6 +44,7 @@ def _vector(name: str, bits: int) -> Target:
         lanes=bits // 16,  # pairs of registers: half the instructions
         n_registers=15,  # pairs, without that of the mask register
         scalar_factors=True,
+        joined=4,  # groups of 8 registers
         tile_vectors=NARROW_TILES,
         emulator=("qemu-riscv64", "-cpu", cpu, *_SYSTEM),
         code_features=(*GC.code_features, *features),

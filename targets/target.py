@@ -89,6 +89,7 @@ class Target:
         scalar_factors: a vector is multiplied by a scalar register; elsewhere the factor has to be
             spread over a vector first, which four values loaded at once make cheap.
         index_unit: float32 values by which addresses are scaled for nothing.
+        joined: most vectors that one instruction computes (RVV: groups of registers).
     """
 
     name: str
@@ -113,6 +114,7 @@ class Target:
     narrow_index: bool = False
     scalar_factors: bool = False
     index_unit: int = 2
+    joined: int = 1
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""

@@ -7,6 +7,7 @@ what a candidate costs says `sparsegraph.lower.cost`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from sparsegraph.lower import cost
@@ -27,6 +28,7 @@ _GATHERED_BLOCKS = {  # 79, 70, 81, 63 GF/s; with the direct blocks 38, 29, 81, 
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
 _GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.35), (0.035, 2.0), (0.0, 4.6))
+_JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
 CONVERSION = 19.0  # changing the layout of one element, in multiply-adds of ONNX Runtime
 
 
@@ -128,6 +130,9 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     (it then keeps all activation loads live); the blocks below have no spills in the inner loop.
     """
     vectors = problem.vectors
+    part = math.gcd(vectors, target.joined)
+    if part > 1:  # one load and one multiplication per row cover all vectors of a pass
+        return _JOINED // part, (part,) * (vectors // part)
     if target.n_registers < 12:
         return 1, (vectors,)
     if target.n_registers <= 16 and target.lanes == 1:

@@ -15,7 +15,7 @@ from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import Product, joined
 from sparsegraph.targets.layout import FeatureMajor, blocked
 
 _FAR = 2.5  # level 1 caches; a panel above it is asked for ahead (a gain of 5 %, below a loss)
@@ -250,7 +250,7 @@ def step_product(
     tree = None if region is None or not region.nodes else region.tree
     kernel = Product(
         choice.weight, choice.group, choice.split, lanes, step, tree,
-        tuple(region.kinds) if region else (),
+        tuple(region.kinds) if region else (), joined=joined(choice.split, target),
     )  # fmt: skip
     matrix = _columns_by_tile(weight, choice.tile // taps)
     items = y.images * y.tiles
@@ -279,7 +279,7 @@ def step_product(
         args.append(b.weight(f"{name}.columns", index.view(np.uint16) if kernel.narrow else index))
         args.append(b.weight(f"{name}.runs", packed.runs))
     if step is not None and window is not None:
-        first, second = tables(window, x.fm, y, lanes)
+        first, second = tables(window, x.fm, y, kernel.gather_lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
         args += [
             kernel.panel_row,

@@ -11,7 +11,7 @@ from sparsegraph.lower.problem import Choice
 from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import winograd
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import Product, joined
 from sparsegraph.targets.kernels.winograd import InputTransform, OutputTransform
 from sparsegraph.targets.layout import FeatureMajor
 
@@ -68,7 +68,10 @@ def _step_products(
 ) -> None:  # fmt: skip
     name, m, places = node.name or name_of(node.outputs[0]), choice.patch, (choice.patch + 2) ** 2
     rows, channels = weight.shape[:2]
-    kernel = Product("dense", choice.group, choice.split, b.target.lanes, batch=places)
+    kernel = Product(
+        "dense", choice.group, choice.split, b.target.lanes, batch=places,
+        joined=joined(choice.split, b.target),
+    )  # fmt: skip
     matrices = winograd.transform_weights(weight, m)
     packed = [formats.pack_dense(w, choice.group, choice.tile) for w in matrices]
     starts = np.concatenate([p.chunks for p in packed])

@@ -12,6 +12,7 @@ the panel of each column tile (im2col of one tile, never of the whole map): kern
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,7 @@ class Product:
         far: the panel is larger than the level 1 cache: its rows are asked for a few quads ahead.
         unit: float32 values that `near` counts (`Target.index_unit`).
         narrow: column indices of `coded` are loaded one by one (`Target.narrow_index`).
+        joined: vectors that are computed as one; `split` is in multiples of it (`Target.joined`).
     """
 
     weight: str
@@ -62,6 +64,7 @@ class Product:
     far: bool = False
     unit: int = UNIT
     narrow: bool = False
+    joined: int = 1
 
     @property
     def vectors(self) -> int:
@@ -73,12 +76,19 @@ class Product:
         return self.vectors * self.lanes
 
     @property
+    def gather_lanes(self) -> int:
+        """Lanes of the vectors that fill the panel; segments of strides read twice as far."""
+        if self.gather != gather.FLAT:
+            return self.lanes
+        return min(self.lanes * self.joined, max(self.lanes, LINE))
+
+    @property
     def panel_row(self) -> int:
         """Elements between rows of the gathered panel: one spare vector, whole cache lines.
 
         The kernel takes it as an argument: with a constant here LLVM spills accumulators.
         """
-        return -(-(self.block + self.lanes) // 16) * 16
+        return -(-(self.block + self.gather_lanes) // 16) * 16
 
     @property
     def name(self) -> str:
@@ -90,6 +100,7 @@ class Product:
         source += f"_b{self.batch}" if self.batch > 1 else ""
         source += "_near" * self.near + "_far" * self.far + "_narrow" * self.narrow
         source += f"_unit{self.unit}" if self.unit != UNIT else ""
+        source += f"_x{self.joined}" if self.joined > 1 else ""
         return f"{kind}_f32_{self.weight}_{shape}{source}{tail}{'_' + kinds if kinds else ''}"
 
     @property
@@ -118,6 +129,11 @@ class Product:
         return 4 * self.panel_row * column_tile if self.gather is not None else 0
 
 
+def joined(split: Sequence[int], target: Target) -> int:
+    """`Product.joined` for passes of `split` vectors: as many as machine and passes take."""
+    return math.gcd(target.joined, *split)
+
+
 _Group = tuple[list[list[Cell]], list[Expr], list[Expr]]
 
 
@@ -126,6 +142,7 @@ class _Emitter:
 
     def __init__(self, spec: Product, args: dict[str, Expr], target: Target) -> None:
         self.spec = spec
+        self.lanes = spec.lanes * spec.joined
         self.a = args
         self.prefetches = target.output in ("library", "bare")
         self.index = "int64" if "64" in target.arch else "int32"  # of the coded streams
@@ -163,21 +180,22 @@ class _Emitter:
             base = self.image * a["x_image"] + self.tile * a["x_tile"] + start * a["x_row"]
             self.panel_base = bind(base)
         else:
-            kind = (spec.gather, spec.vectors, spec.lanes)
+            kind = (spec.gather, spec.block // spec.gather_lanes, spec.gather_lanes)
             panel = gather.Gather(a, *kind, by_vector=self.spares)
             panel.fill(self.image, self.tile, start, width)
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
         of_tile = {name: bind(cursor.get()) for name, cursor in self.cursors.items()}
         offset = 0
-        for vectors in spec.split:
+        for part in spec.split:
+            vectors = part // spec.joined
             for name, cursor in self.cursors.items():  # every pass reads the same weights
                 cursor.set(of_tile[name])
             if spec.weight == "dense":
                 self.dense(t, groups, width, offset, vectors)
             else:
                 self.coded(t, offset, vectors)
-            offset += vectors * spec.lanes
+            offset += part * spec.lanes
         if spec.weight == "dense":
             self.cursors["slot"].set(of_tile["slot"])
 
@@ -191,7 +209,7 @@ class _Emitter:
             value = bind(self.cursors["value"].get())
             with loop(0, width) as k:
                 weights = [
-                    bind(splat(load(self.a["values"], value + k * group + r), self.spec.lanes))
+                    bind(splat(load(self.a["values"], value + k * group + r), self.lanes))
                     for r in range(group)
                 ]
                 self.multiply(acc, weights, panel + k * self.panel_row)
@@ -264,7 +282,7 @@ class _Emitter:
 
     def begin_group(self, t: Expr, slot: Expr, offset: int, vectors: int) -> _Group:
         """Accumulators with the bias or the partial sums, where they lie in y, and their rows."""
-        a, spec, lanes = self.a, self.spec, self.spec.lanes
+        a, spec, lanes = self.a, self.spec, self.lanes
         slots, spans = range(spec.group), range(vectors)
         row = [bind(load(a["slots"], slot + r)) for r in slots]
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
@@ -286,12 +304,12 @@ class _Emitter:
         """Ask for the memory of a later group's sums: a store that misses is slower than a load."""
         if not self.prefetches or (self.spares and self.spec.block < LINE):
             return  # rows shorter than a cache line lie side by side
-        a, line = self.a, LINE // self.spec.lanes
+        a = self.a
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
         for r in range(self.spec.group):
             ahead = bind(base + load(a["slots"], slot + r) * a["y_row"])
-            for v in range(0, vectors, line):
-                emit.prefetch(a["y"], ahead + v * self.spec.lanes)
+            for point in range(0, vectors * self.lanes, LINE):
+                emit.prefetch(a["y"], ahead + point)
 
     def end_group(
         self, t: Expr, acc: Sequence[Sequence[Cell]], at: Sequence[Expr], row: Sequence[Expr],
@@ -311,7 +329,7 @@ class _Emitter:
         self, rows: Sequence[Sequence[Cell]], weights: Sequence[Expr], panel: Expr
     ) -> None:
         """rows[r][v] += weights[r] * x[v] for one column."""
-        lanes, at = self.spec.lanes, bind(panel)
+        lanes, at = self.lanes, bind(panel)
         for v in range(len(rows[0])):
             x = bind(load(self.panel, at + v * lanes, lanes))
             for cells, factor in zip(rows, weights):
@@ -320,7 +338,7 @@ class _Emitter:
     def store(self, acc: Sequence[Sequence[Cell]], at: Sequence[Expr]) -> None:
         for r in reversed(range(len(acc))):  # a repeated row is stored before the real one
             for v, cell in enumerate(acc[r]):
-                store(self.a["y"], cell.get(), at[r] + v * self.spec.lanes, self.spec.lanes)
+                store(self.a["y"], cell.get(), at[r] + v * self.lanes, self.lanes)
 
     def finish(
         self,
@@ -330,7 +348,7 @@ class _Emitter:
         offset: int,
     ) -> None:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
-        lanes, tree = self.spec.lanes, self.spec.epilogue
+        lanes, tree = self.lanes, self.spec.epilogue
         assert tree is not None
         cheap = _operators(tree) <= _CHEAP
         for r in reversed(range(len(acc))):  # as in `store`, repeated rows come first
@@ -351,7 +369,7 @@ class _Emitter:
 
     def operand_loads(self, row: Expr, offset: int) -> list[Any]:
         """Per operand a function from the point offset in the pass to its vector."""
-        a, lanes = self.a, self.spec.lanes
+        a, lanes = self.a, self.lanes
         loads: list[Any] = []
         for i, kind in enumerate(self.spec.operands):
             if kind == "feature":
@@ -373,7 +391,7 @@ class _Quads:
     """
 
     def __init__(self, emitter: _Emitter, panel: Expr, value: Expr, column: Expr) -> None:
-        self.e, self.lanes, self.panel = emitter, emitter.spec.lanes, panel
+        self.e, self.lanes, self.panel = emitter, emitter.lanes, panel
         self.value, self.column = value, column
         near = emitter.spec.near
         self.step = (

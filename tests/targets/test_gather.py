@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.gather import FLAT
-from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.kernels.product import Product, joined
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 from sparsegraph.targets.target import Target
 
@@ -62,11 +62,13 @@ def run(
     images, channels = x.shape[:2]
     points, taps = window.out[0] * window.out[1], window.n_taps
     yl = blocked(images, len(weight), points, 1, TARGET)
-    kernel = Product(weight_format, 2, (yl.block // LANES,), LANES, step_of(window, xl))
+    split = (yl.block // LANES,)
+    step, n = step_of(window, xl), joined(split, target)
+    kernel = Product(weight_format, 2, split, LANES, step, joined=n)
     tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
     packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
     packed = packer(_columns_by_tile(weight, 4), 2, tile)
-    first, second = tables(window, xl, yl, LANES)
+    first, second = tables(window, xl, yl, kernel.gather_lanes)
     memory = host.empty(xl.size + 2 * 256)
     memory[:] = np.nan
     memory[256 : 256 + xl.size] = convert.pack(x, xl, fill=np.nan)

@@ -22,8 +22,8 @@ MIX = {
     "aarch64-sve256": ((24, 4, r"\bz\d+\.s"), (32, 17, r"\bz\d+\.s")),
     "a64fx": ((96, 40, r"\bz\d+\.s"), (64, 35, r"\bz\d+\.s")),
     "riscv64": ((20, 9, r"\bf[tsa]\d+"), (32, 24, r"\bf[tsa]\d+")),
-    "riscv64-v128": ((12, 7, r"\bv\d+"), (32, 24, r"\bv\d+")),
-    "riscv64-v256": ((12, 7, r"\bv\d+"), (32, 24, r"\bv\d+")),
+    "riscv64-v128": ((2, 3, r"\bv\d+"), (8, 12, r"\bv\d+")),  # of four vectors each
+    "riscv64-v256": ((2, 3, r"\bv\d+"), (8, 12, r"\bv\d+")),
     "armv7": ((12, 12, r"\bq\d+"), None),
     "cortex-m7": ((32, 24, r"\bs\d+"), None),
     "cortex-m55": ((4, 4, r"\bq\d+"), (16, 17, r"\bq\d+")),
@@ -151,6 +151,7 @@ def test_kernels_are_known_by_their_names() -> None:
         Product("coded", 1, (7,), 16),
         Product("coded", 2, (8,), 4, near=True, unit=4, narrow=True),
         Product("coded", 2, (8,), 1, narrow=True),
+        Product("coded", 2, (4,), 8, near=True, narrow=True, joined=4),
     ):
         assert inner_loop.kernel_of(kernel.name) == kernel
         assert inner_loop.kernel_of(dataclasses.replace(kernel, epilogue=relu).name) == kernel

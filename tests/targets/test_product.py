@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.product import Product, reference
+from sparsegraph.targets.kernels.product import Product, joined, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
 from sparsegraph.targets.target import Target
 
 from sparsegraph import formats, targets
 
 TARGET = targets.native()
-SPARING = dataclasses.replace(TARGET, narrow_index=True, scalar_factors=True)
+SPARING = dataclasses.replace(TARGET, narrow_index=True, scalar_factors=True, joined=4)
 """This machine, with code as for those where instructions are what counts."""
 LANES = TARGET.lanes
 DENSITIES = (0.0, 0.01, 0.5, 0.9, 1.0)
@@ -119,12 +119,14 @@ def test_every_variant_equals_the_reference(
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4)])
-@pytest.mark.parametrize(("lanes", "vectors"), [(4, 5), (1, 5), (4, 1)])
+@pytest.mark.parametrize(("lanes", "vectors"), [(4, 5), (1, 5), (4, 1), (8, 4), (4, 6)])
 def test_indices_loaded_one_by_one(
     lanes: int, vectors: int, near: bool, unit: int, group: int
 ) -> None:
     """Whatever this machine is, as those with `Target.narrow_index` read their weights."""
+    n = joined((vectors,), SPARING)
     kernel = Product("coded", group, (vectors,), lanes, near=near, far=near, unit=unit, narrow=True)
+    kernel = dataclasses.replace(kernel, joined=n)
     rng = np.random.default_rng(5)
     weight = sparse((19, 61), 0.3, 5)
     weight *= weight[np.arange(19) // 2 * 2] != 0
@@ -134,6 +136,27 @@ def test_indices_loaded_one_by_one(
     for i in range(2):
         error = np.abs(got[i] - reference(weight, x[i], bias)).max()
         assert error <= bound(weight, x[i])
+
+
+def test_vectors_are_joined_where_every_pass_is_a_multiple() -> None:
+    splits = ((4,), (8, 4), (6,), (4, 2), (5,), (4, 3))
+    assert [joined(s, SPARING) for s in splits] == [4, 4, 2, 2, 1, 1]
+    assert {joined(s, TARGET) for s in splits} == {1}
+
+
+@pytest.mark.parametrize(("split", "n"), [((4,), 4), ((4, 2), 2), ((2, 2, 2), 2)])
+@pytest.mark.parametrize("tree", [None, ("Gelu", ("Add", A0, A1))], ids=["sums", "gelu"])
+def test_joined_vectors_of_dense_products(split: tuple[int, ...], n: int, tree: Any) -> None:
+    kinds = () if tree is None else ("same",)
+    kernel = Product("dense", 2, split, 4, None, tree, kinds, joined=n)
+    rng = np.random.default_rng(6)
+    weight, bias = sparse((7, 23), 1.0, 6), rng.standard_normal(7).astype(np.float32)
+    x = rng.standard_normal((2, 23, 45)).astype(np.float32)
+    operands = [rng.standard_normal((2, 7, 45)).astype(np.float32) for _ in kinds]
+    got = run(kernel, weight, x, bias, 9, 1, operands)
+    for i in range(2):
+        expected = reference(weight, x[i], bias, tree, *(o[i] for o in operands))
+        assert np.abs(got[i] - expected).max() <= bound(weight, x[i])
 
 
 @pytest.mark.parametrize(("tree", "kinds"), EPILOGUES, ids=str)
