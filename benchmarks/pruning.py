@@ -23,9 +23,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
 from benchmarks import results
 from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
 from benchmarks.texts import descriptions
+from sparsegraph.recipe import Recipe, select
 
 DENSE, FLOOR, TORCH = "dense", "floor", "torch"
 FILE = Path(__file__).parent / "results" / "pruning.json"
@@ -33,7 +37,7 @@ FILE = Path(__file__).parent / "results" / "pruning.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe on one task. `density` is of the pruned layers, `peak_bytes` of the process.
+    """One recipe on one task. `density` is of the layers it selects, `peak_bytes` of the process.
 
     Only rows of the same task and `data` compare. `commit` and `data` are empty in rows from before
     they were recorded. `note`: what else there is to know, for instance what `prune_s` waited for.
@@ -93,7 +97,7 @@ def measure(task: Task, recipe: str) -> Row:
     from sparsegraph.budget.within import prune_within
     from sparsegraph.prune import prune
 
-    began, density = time.perf_counter(), 1.0 if recipe == DENSE else 0.0
+    began, kept = time.perf_counter(), 1.0 if recipe == DENSE else 0.0
     if recipe in (DENSE, FLOOR):
         score = task.score(task.model) if recipe == DENSE else task.floor()
         took = 0.0
@@ -107,19 +111,25 @@ def measure(task: Task, recipe: str) -> Row:
             pruned = prune_within(task.model, plain, task.calibration, {kind: amount}).pruned
         else:
             pruned = prune(task.model, plain, task.calibration)
-        took, density = time.perf_counter() - began, pruned.density
-        score = task.score(pruned.model)
-    return row(task, recipe, density, score, took)
+        took = time.perf_counter() - began
+        kept, score = density(task, plain, pruned.model), task.score(pruned.model)
+    return row(task, recipe, kept, score, took)
 
 
-def row(task: Task, recipe: str, density: float, score: Score, took: float) -> Row:
+def density(task: Task, recipe: str, model: ir.Model) -> float:
+    """Share of non-zeros over all weights that the recipe selects, those left dense included."""
+    names = [str(x.value.name) for x in select(task.model, Recipe.parse(recipe))[0]]
+    tensors = [model.graph.initializers[name].const_value for name in names]
+    arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
+    return float(sum(map(np.count_nonzero, arrays)) / sum(a.size for a in arrays))
+
+
+def row(task: Task, recipe: str, kept: float, score: Score, took: float) -> Row:
     """A score as a row of the file."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     share, rho = score.share, score.rho
     errors, commit = score.two_errors, results.commit()
-    return Row(
-        task.name, recipe, density, share, errors, score.n, rho, took, peak, task.data, commit
-    )
+    return Row(task.name, recipe, kept, share, errors, score.n, rho, took, peak, task.data, commit)
 
 
 def read(path: Path) -> list[Row]:

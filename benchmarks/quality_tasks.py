@@ -1,9 +1,10 @@
-"""Two jobs with real weights and real text, for the quality of pruned models.
+"""Jobs with real weights and real text, for the quality of pruned models, and one without.
 
 Retrieval: MiniLM-L6 finds the rest of a documentation text by its first sentence; calibrated on the
 documentation of another package. Recognition: a PP-OCR recogniser reads rendered lines of real
 words, rotated, blurred and noisy. Both report a floor with everything pruned. `benchmarks.texts`
-says where the texts come from.
+says where the texts come from. ResNet-50 with random weights looks at random pictures: how far
+pruning moves its outputs says something about budgets, and nothing about quality.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks import texts
+from benchmarks import texts, zoo
 from sparsegraph import minilm
+from sparsegraph.calibrate import Stream
 from sparsegraph.capture import load
 from sparsegraph.demo_model import onnx_runner, retrieval, spearman
 from sparsegraph.errors import CaptureError, message
 from sparsegraph.gradients import Gradient
+from sparsegraph.pipeline import optimize
 from sparsegraph.recipe import Recipe, select
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +45,7 @@ _FACES = (
 )
 _HEIGHT, _WIDTH = 48, 320
 _LONGEST_LINE = 22
+_N_FRESH = 32
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Score:
 class Task:
     """A dense model, calibration feeds, and `score(model)`; `data` identifies what is scored.
 
-    `gradients(method)` asks a PyTorch module, where there is one.
+    `gradients(method)` asks a PyTorch module, where there is one. `fresh` feeds are for measuring
+    divergence: calibration does not have them.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Task:
     score: Callable[[ir.Model], Score] = field(repr=False)
     data: str = ""
     gradients: Callable[[str], Mapping[str, Gradient]] | None = field(default=None, repr=False)
+    fresh: Sequence[Feed] = ()
 
     def floor(self) -> Score:
         """The score with every layer that pruning selects set to zero."""
@@ -98,7 +104,8 @@ def minilm_retrieval(
     weights = minilm.read_weights(folder / "model.safetensors")
     model = minilm.build(weights, tokens=_TOKENS)
     tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
-    shown = texts.sample(texts.documentation(texts.CALIBRATION), n_calibration)
+    drawn = texts.sample(texts.documentation(texts.CALIBRATION), n_calibration + _N_FRESH)
+    shown = drawn[:n_calibration]
     feeds = tokenizer.feeds([text for pair in shown for text in pair[0 if with_short else 1 :]])
     asked = list(pairs) if pairs is not None else texts.documentation(texts.SCORED)
     scored = _Retrieval(model, tokenizer, texts.sample(asked, n_pairs))
@@ -110,7 +117,8 @@ def minilm_retrieval(
         sides = (tokenizer.feeds([pair[part] for pair in shown]) for part in (0, 1))
         return minilm_torch.gradients(method, weights, *sides)
 
-    return Task(name, model, feeds, scored.score, texts.digest(scored.pairs), gradients)
+    fresh = tokenizer.feeds([pair[1] for pair in drawn[n_calibration:]])
+    return Task(name, model, feeds, scored.score, texts.digest(scored.pairs), gradients, fresh)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,52 @@ class _Retrieval:
 def _trimmed(feed: Feed) -> Feed:
     n_used = int(feed["attention_mask"].sum())
     return {k: v[:, :_SHORT_TOKENS] for k, v in feed.items()} if n_used <= _SHORT_TOKENS else feed
+
+
+def pictures(n_calibration: int = 32) -> Task:
+    """ResNet-50 with random weights and batch norms that fit its calibration pictures.
+
+    Scored: how often the largest of its outputs stays the largest.
+    """
+    feeds = [{"input": _picture(i)} for i in range(n_calibration + _N_FRESH)]
+    shown, fresh = feeds[:n_calibration], feeds[n_calibration:]
+    model = load(zoo.build("resnet50"))
+    _fit_batch_norms(model, shown)
+    model = optimize(model, verify=False).model
+    run = onnx_runner(model)
+    wanted = [int(run(feed)[0].argmax()) for feed in fresh]
+
+    def score(candidate: ir.Model) -> Score:
+        found = onnx_runner(candidate)
+        right = [int(found(feed)[0].argmax()) == best for feed, best in zip(fresh, wanted)]
+        return Score(float(np.mean(right)), len(fresh))
+
+    data = texts.digest(np.concatenate([feed["input"] for feed in feeds]))
+    return Task("resnet50", model, shown, score, data, fresh=fresh)
+
+
+def _fit_batch_norms(model: ir.Model, feeds: Sequence[Feed]) -> None:
+    """Give batch norms the means and variances of what they read, as training would."""
+    stream = Stream(model, feeds)
+    for node in [n for n in model.graph if n.op_type == "BatchNormalization"]:
+        value = node.inputs[0]
+        assert value is not None
+        stream.advance(value)
+        x = np.concatenate([stream.value(i, value) for i in range(len(feeds))])
+        for at, array in ((3, x.mean(axis=(0, 2, 3))), (4, x.var(axis=(0, 2, 3)))):
+            held = node.inputs[at]
+            assert held is not None
+            held.const_value = ir.tensor(array, name=held.name)
+
+
+def _picture(seed: int) -> Array:
+    """Random clouds, [1, 3, 224, 224]; as in photographs, power falls with frequency squared."""
+    generator = np.random.default_rng([_SEED, seed])
+    noise = np.fft.rfft2(generator.normal(size=(3, 224, 224)))
+    high, wide = np.fft.fftfreq(224)[:, None], np.fft.rfftfreq(224)[None]
+    clouds = np.fft.irfft2(noise / np.hypot(high, wide).clip(1 / 224), s=(224, 224))
+    mixed = np.einsum("ij,jhw->ihw", generator.normal(size=(3, 3)), clouds)
+    return np.asarray(mixed / mixed.std(), dtype=np.float32)[None]
 
 
 def recognition(path: Path, name: str, n_lines: int = 120, n_calibration: int = 32) -> Task:

@@ -111,6 +111,12 @@ class Moments:
                 second += _gram(rows[:, group])
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no row had a NaN or an infinity, and no sum overflowed."""
+        sums = (self.total, self.square, *(() if self.second is None else (self.second,)))
+        return all(bool(np.isfinite(array).all()) for array in sums)
+
+    @property
     def mean(self) -> Array:
         """Mean of every column, [groups, columns]."""
         return self.total / max(self.n, 1)

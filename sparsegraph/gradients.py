@@ -22,12 +22,12 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one parameter, in its shape: `square` is the mean over calls of the squared gradient,
-    `mean` the mean gradient, None without a loss. `relevance` is that of `sparsegraph.relevance`.
-    `parameter` itself tells which way a square weight lies in a model that may have turned it."""
+    """Of one parameter, in its shape: `square` is the mean over calls of the squared gradient, of a
+    loss if `of_loss`. `relevance` is that of `sparsegraph.relevance`. `parameter` itself tells
+    which way a square weight lies in a model that may have turned it."""
 
     square: Array | None
-    mean: Array | None = None
+    of_loss: bool = False
     parameter: Array | None = None
     relevance: Array | None = None
 
@@ -37,15 +37,14 @@ def of_module(
 ) -> dict[str, Gradient]:
     """Gradients by parameter name, from one backward pass per item of `inputs`.
 
-    `loss(output, i)` gives the scalar for item `i`. Without one, the outputs are summed with random
-    signs: the mean square is then the diagonal of J^T J, how far a weight moves the outputs, and
-    there is no mean (Hutchinson's estimate; no labels needed). The module's mode is left as it is.
+    `loss(output, i)` gives the scalar for item `i`, one minibatch. Without one, the outputs are
+    summed with random signs: the mean square is then the diagonal of J^T J, how far a weight moves
+    the outputs (Hutchinson's estimate; no labels needed). The module's mode is left as it is.
     Raises UsageError without inputs.
     """
     import torch
 
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    total = {name: np.zeros(p.shape) for name, p in named.items()}
     square = {name: np.zeros(p.shape) for name, p in named.items()}
     generator, n = torch.Generator().manual_seed(_SEED), 0
     for i, item in enumerate(inputs):
@@ -54,18 +53,12 @@ def of_module(
         found = torch.autograd.grad(scalar, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, found):
             if gradient is not None:
-                array = gradient.detach().cpu().numpy().astype(np.float64)
-                total[name] += array
-                square[name] += np.square(array)
+                square[name] += np.square(gradient.detach().cpu().numpy().astype(np.float64))
         n += 1
     if n == 0:
         raise UsageError(message("gradients", "inputs", "none", "at least one", "pass inputs"))
     return {
-        name: Gradient(
-            square[name] / n,
-            None if loss is None else total[name] / n,
-            parameter.detach().cpu().numpy(),
-        )
+        name: Gradient(square[name] / n, loss is not None, parameter.detach().cpu().numpy())
         for name, parameter in named.items()
     }
 

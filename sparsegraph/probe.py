@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 N_PROBES, N_FEEDS = 32, 4
 _SIZE = 1e-2  # of a disturbance, over the root mean square of the layer's outputs
 _NEEDED = {  # what a criterion reads of a `Gradient`, and in words
-    "taylor": ("mean", "gradients of a loss"),
+    "taylor": ("square", "gradients of a loss"),
     "fisher": ("square", "gradients"),
     "relevance": ("relevance", "relevance"),
 }
@@ -37,11 +37,10 @@ _LEAST = 1e-2  # of the mean: below it an estimate is its own noise
 
 @dataclass(frozen=True)
 class Slope:
-    """Gradients of a layer's weight [group, out, columns], or of its outputs [group, out]; or the
-    relevance of the weight."""
+    """Mean squared gradients of a layer's weight [group, out, columns], or of its outputs
+    [group, out]; or the relevance of the weight."""
 
     square: Array | None = None
-    mean: Array | None = None
     outputs: Array | None = None
     relevance: Array | None = None
 
@@ -74,7 +73,7 @@ def _given(layer: Layer, method: str, gradients: Mapping[str, Gradient]) -> Slop
     name = str(layer.value.name)
     found, (field, words) = gradients.get(name), _NEEDED[method]
     array = None if found is None else getattr(found, field)
-    if found is None or array is None:
+    if found is None or array is None or (method == "taylor" and not found.of_loss):
         need, fix = f"{words} of '{name}'", "take them of the module that was captured"
         raise UsageError(message("gradients", name, "none", need, fix))
     return Slope(**{field: layer.product(_stored(layer, array, found.parameter))})

@@ -19,6 +19,7 @@ from sparsegraph.budget import forward
 from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
 from sparsegraph.criteria.structure import Structure
 from sparsegraph.errors import UsageError, message
+from sparsegraph.feeds import checked
 from sparsegraph.gradients import Gradient
 from sparsegraph.layers import Layer, weighted
 from sparsegraph.masks import Masks, apply, check_masks
@@ -91,7 +92,7 @@ def prune(
     no layer, or missing calibration.
     """
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    feeds = [] if calibration is None else list(calibration)
+    feeds = [] if calibration is None else checked(model, calibration)
     if recipe.needs_calibration and not feeds:
         fix = "pass calibration feeds, or use magnitude"
         raise UsageError(message("recipe", recipe.method, "no calibration", "feeds", fix))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
@@ -23,6 +24,7 @@ _AMOUNT = re.compile(
     r"(?:(?P<n>\d+):(?P<m>\d+)|(?P<share>\d*\.?\d+))"
     r"(?::(?:(?P<rows>\d+)x(?P<columns>\d+)|(?P<channels>channels)))?"
 )
+_LARGEST = 4096  # M of N:M, or side of a block
 _LEAST_COLUMNS = 16  # depthwise kernels and the like: nothing to choose from, nothing to gain
 _IMAGE_CHANNELS = 4  # a convolution that reads at most these is the stem: cheap and sensitive
 
@@ -97,8 +99,13 @@ class Recipe:
         if method not in METHODS:
             need = "one of " + ", ".join(METHODS)
             raise UsageError(message("recipe", text, f"method '{method}'", need, f"write {_FORM}"))
-        fields = dict(_option(text, option) for option in options)
+        given = [_option(text, option) for option in options]
+        fields = dict(given)
         criterion, allocation = _SHORT.get(method, (method, UNIFORM))
+        twice = [key for key in fields if [k for k, _ in given].count(key) > 1]
+        if twice or fields.get("allocate", allocation) != allocation != UNIFORM:
+            found, need = f"{(twice or ['allocate'])[0]} twice", "every option once"
+            raise UsageError(message("recipe", text, found, need, "drop one of them"))
         sequential = fields.get("sequential", "yes")
         compensate = fields.get("compensate", sequential)
         if compensate == "yes" and sequential == "no":
@@ -182,6 +189,9 @@ def _structure(text: str, method: str, amount: str, axis: str) -> Structure:
         raise UsageError(message("recipe", text, share, "0 <= share < 1", "write 0.7 for 70 %"))
     if min(rows, columns) < 1:
         raise UsageError(message("recipe", text, f"{rows}x{columns}", "at least 1x1", "write 8x1"))
+    if max(rows, columns, m) > _LARGEST:
+        need, fix = f"groups and sides of at most {_LARGEST}", "write for instance 2:4"
+        raise UsageError(message("recipe", text, max(rows, columns, m), need, fix))
     per_row = CRITERIA[method].per_row
     return Structure(share, n, m, rows, columns, per_row, axis, match["channels"] is not None)
 
@@ -223,6 +233,8 @@ def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str
         if hidden:
             found = f"{found}, of which {len(hidden)} compute their weights from constants"
             fix = OPTIMISE
+        elif skipped:
+            found = f"{found} ('{skipped[0][0]}': {skipped[0][1]})"
         raise UsageError(message("recipe", str(recipe), found, need, fix))
     return chosen, skipped
 
@@ -236,8 +248,11 @@ def unwise(layer: Layer, structure: Structure) -> str:
     """Why a criterion should leave a layer alone; empty if it should not."""
     out, inputs = layer.matrix().shape[:2]
     n_taps = layer.matrix()[0, 0].size
-    if layer.product().shape[2] < _LEAST_COLUMNS:
+    rows, columns = layer.product().shape[1:]
+    if columns < _LEAST_COLUMNS:
         return f"fewer than {_LEAST_COLUMNS} inputs"
+    if structure.has_blocks and rows <= structure.rows and columns <= structure.columns:
+        return "no larger than one block"
     if layer.node.op_type == "Conv" and inputs * layer.group <= _IMAGE_CHANNELS:
         return "reads the image"
     if layer.node.op_type == "Conv" and n_taps > 1 and inputs % structure.run:
@@ -264,6 +279,7 @@ _CHOSEN: tuple[tuple[Callable[[Layer, Recipe], bool], str], ...] = (
 _IMPOSSIBLE: tuple[tuple[Callable[[Layer], bool], str], ...] = (
     (lambda layer: layer.quantised, "quantised weight"),
     (lambda layer: layer.array().dtype.kind != "f", "weight is not floating point"),
+    (lambda layer: not np.isfinite(layer.array()).all(), "weight has NaN or infinite values"),
     (
         lambda layer: not layer.is_convolution and layer.array().ndim > 2,
         "one weight per batch entry",

@@ -14,6 +14,7 @@ from sparsegraph.calibrate import Feed
 from sparsegraph.criteria.structure import Structure
 from sparsegraph.divergence import Divergence
 from sparsegraph.errors import UsageError, message
+from sparsegraph.feeds import checked
 from sparsegraph.layers import Layer
 from sparsegraph.probe import slopes
 from sparsegraph.recipe import Recipe, select
@@ -52,7 +53,7 @@ def scan(
     the outputs on the first 8 feeds. Raises UsageError without feeds.
     """
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    feeds = list(calibration)
+    feeds = checked(model, calibration)
     alone = Alone(model, recipe, feeds, loss)
     known = slopes(model, recipe, select(model, recipe)[0], feeds, None)
     rows = []

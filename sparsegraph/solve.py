@@ -140,13 +140,12 @@ class _Inputs:
         """With gradients; those of outputs are spread over weights by the inputs' mean squares."""
         if slope is None:
             return self
-        mean = None if slope.mean is None else slope.mean[group][:, order]
         if slope.outputs is not None and self.known.norm is not None:
             fisher = slope.outputs[group][:, None] * np.square(self.known.norm)
         else:
             fisher = None if slope.square is None else slope.square[group][:, order]
         parts = None if slope.relevance is None else slope.relevance[group][:, order]
-        known = replace(self.known, gradient=mean, fisher=fisher, relevance=parts)
+        known = replace(self.known, fisher=fisher, relevance=parts)
         return replace(self, known=known)
 
 

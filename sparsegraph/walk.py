@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.calibrate import Feed, Moments, Products, Rows, Stream, kept_rows
+from sparsegraph.errors import UsageError, message
 from sparsegraph.layers import Layer
 from sparsegraph.recipe import Recipe
 
@@ -35,6 +36,12 @@ class Measured:
     now: Moments
     before: Products | None = None
     drift: Products | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no row had a NaN or an infinity, and no sum overflowed."""
+        paired = [products for products in (self.before, self.drift) if products is not None]
+        return self.now.is_finite and all(np.isfinite(x.product).all() for x in paired)
 
     def add(self, now: Array, before: Array | None = None, lost: Array | None = None) -> None:
         """Add matching rows; products are left out where second moments are too wide."""
@@ -109,8 +116,16 @@ class Walk:
         for feed in range(len(self.feeds)):
             pending.append(self._rows(feed, group[0], residual))
             if sum(len(rows[0]) for rows in pending) >= MOST_ROWS or feed == len(self.feeds) - 1:
-                measured.add(*(np.concatenate(parts) for parts in zip(*pending)))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    measured.add(*(np.concatenate(parts) for parts in zip(*pending)))
                 pending = []
+        if not measured.now.n:
+            found, need, fix = "no rows", "at least one", "pass feeds that are not all padding"
+            raise UsageError(message("calibration", str(data.name), found, need, fix))
+        if not measured.is_finite:
+            found, need = "NaN, infinite or huge values", "finite ones on all calibration feeds"
+            fix = "correct the feeds, or leave the layers that read it out with ignore="
+            raise UsageError(message("calibration", str(data.name), found, need, fix))
         return measured
 
     def _rows(self, feed: int, layer: Layer, residual: ir.Value | None) -> tuple[Array, ...]:

@@ -132,13 +132,27 @@ def test_forward_densities_spend_the_budget_within_limits() -> None:
     sizes = {x.name: x.array().size for x in weighted(model)}
     kept = sum(found[name] * n for name, n in sizes.items())
     assert kept == pytest.approx(0.3 * sum(sizes.values()), rel=1e-6)
-    assert 0.2 - 1e-9 <= min(found.values()) < max(found.values()) <= 1
+    assert 0.2 < min(found.values()) < max(found.values()) <= 1
+    raw = np.sqrt(importance(model, weighted(model), feeds(4)))
+    extra = np.array(list(found.values())) - 0.2
+    np.testing.assert_allclose(extra / extra.sum(), raw / raw.sum(), rtol=1e-6)
     pruned = prune(model, "wanda:0.7,allocate=ecoflap", feeds())
     assert pruned.density == pytest.approx(0.3, abs=0.01)
     by_layer = {row.node: row.pattern.density for row in pruned.table}
     assert by_layer == pytest.approx(found, abs=0.02)
     with pytest.raises(UsageError, match="no feeds"):
         prune(model, "magnitude:0.7,allocate=ecoflap")
+
+
+@pytest.mark.parametrize(("share", "floor"), [(0.0, 0.0), (0.05, 0.0), (0.95, 0.3), (0.5, 0.999)])
+def test_forward_densities_stay_shares(share: float, floor: float) -> None:
+    model = encoder()
+    found = forward_densities(model, weighted(model), feeds(2), share, floor)
+    assert max(floor, 0.9 - share) - 1e-9 <= min(found.values())
+    assert max(found.values()) <= 1
+    sizes = {x.name: x.array().size for x in weighted(model)}
+    kept = sum(found[name] * n for name, n in sizes.items()) / sum(sizes.values())
+    assert kept == pytest.approx(max(1 - share, floor))
 
 
 def test_a_table_of_a_model() -> None:

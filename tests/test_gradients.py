@@ -53,8 +53,8 @@ def test_gradients_are_those_of_autograd() -> None:
     found = of_module(module, [(x,)], lambda y, i: torch.nn.functional.cross_entropy(y, labels))
     torch.nn.functional.cross_entropy(module(x), labels).backward()
     want = module[0].weight.grad.numpy()
-    np.testing.assert_allclose(found["0.weight"].mean, want, rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(found["0.weight"].square, want**2, rtol=1e-5, atol=1e-12)
+    assert found["0.weight"].of_loss
     with pytest.raises(UsageError, match="inputs"):
         of_module(module, [])
 
@@ -69,6 +69,20 @@ def test_a_module_tells_which_units_count(method: str) -> None:
     assert pruned.density == pytest.approx(0.5, abs=0.01)
 
 
+def test_what_minibatches_ask_for_does_not_cancel() -> None:
+    """Units that two minibatches pull in opposite directions count more than those at rest."""
+    module, x, _ = job()
+    half = OUT // 2
+    found = of_module(
+        module, [(x,), (x,)], lambda y, i: (-1) ** i * y[:, :half].sum() + 1e-3 * y[:, half:].sum()
+    )
+    model = capture(module, (x[:1],))
+    pruned = prune(model, "taylor:0.5,layers=2.weight", gradients=found)
+    layer = next(x for x in weighted(pruned.model) if x.value.name == "2.weight")
+    density = (layer.matrix() != 0).mean(axis=1)
+    assert density[:half].mean() > 2 * density[half:].mean()
+
+
 def test_a_square_weight_that_was_turned() -> None:
     """The shape does not tell; the parameter beside its gradients does."""
     torch.manual_seed(1)
@@ -77,9 +91,9 @@ def test_a_square_weight_that_was_turned() -> None:
     model = optimize(capture(module, (x,))).model
     (layer,) = weighted(prune(model, "taylor:0.5", gradients=found).model)
     assert layer.node.op_type == "MatMul"
-    score = np.square(module[0].weight.detach().numpy() * found["0.weight"].mean)
+    score = np.square(module[0].weight.detach().numpy()) * found["0.weight"].square
     np.testing.assert_array_equal(layer.matrix() != 0, score >= np.median(score))
-    alone = {name: Gradient(one.square, one.mean) for name, one in found.items()}
+    alone = {name: Gradient(one.square, one.of_loss) for name, one in found.items()}
     with pytest.raises(UsageError, match="the parameter too"):
         prune(model, "taylor:0.5", gradients=alone)
 

@@ -547,7 +547,9 @@ def test_a_raw_capture_says_what_to_run() -> None:
     assert left[1].startswith("its weight is computed: optimise first")
     folded = optimize(raw(is_linear=False)).model
     assert prune(folded, "magnitude:0.5").density == 0.5
-    with pytest.raises(UsageError, match=r"among 1, need at least one\. Fix: widen layers="):
+    with pytest.raises(
+        UsageError, match=r"among 1 .*not selected.*, need at least one\. Fix: widen"
+    ):
         prune(folded, "magnitude:0.5,layers=none")
 
 

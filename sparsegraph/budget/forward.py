@@ -2,8 +2,9 @@
 
 Forward runs only, after ECoFLaP (Sung et al. 2023, arXiv:2310.02998): a global importance per
 layer decides its density, the criterion decides inside it. Where the paper differentiates a
-loss numerically, the loss here is the divergence from the dense model, whose slope is zero: what
-counts is how fast it grows.
+loss numerically, the loss here is the divergence from the dense model, whose slope is zero: the
+root of what it grows by takes the slope's place. As in the paper, every layer keeps what the
+sparsest may have, and only the rest is shared out by importance.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ def densities(
         need, fix = "calibration feeds", "pass calibration, or use another allocation"
         raise UsageError(message("allocate", FORWARD, "no feeds", need, fix))
     weights = [layer.array() for layer in chosen]
-    raw = importance(model, chosen, feeds[:N_FEEDS], seed=seed)
+    raw = np.sqrt(importance(model, chosen, feeds[:N_FEEDS], seed=seed))
+    raw = raw if raw.any() else np.ones(len(chosen))  # nothing moves: dead inputs
     least = max(floor, 1 - share - _MOST_EXTRA)
-    found = proportional(np.array(raw), weights, share, least)
-    return dict(zip((layer.name for layer in chosen), found))
+    left = max(1 - share - least, 0.0) / (1 - least) if least < 1 else 0.0
+    found = proportional(raw, weights, 1 - left, 0.0)
+    return {layer.name: least + (1 - least) * part for layer, part in zip(chosen, found)}
 
 
 def importance(

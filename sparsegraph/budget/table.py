@@ -14,6 +14,7 @@ from sparsegraph.bench import dense_node_ms
 from sparsegraph.calibrate import Feed
 from sparsegraph.criteria.table import NOTHING
 from sparsegraph.errors import UsageError, message
+from sparsegraph.feeds import checked
 from sparsegraph.inspect import always_dense, gain
 from sparsegraph.layers import Layer, weighted
 from sparsegraph.recipe import MASKS, Recipe
@@ -95,7 +96,7 @@ def tabulate(
         need, fix = "a recipe whose density can vary", "write for instance admm:0.5"
         raise UsageError(message("budget", str(recipe), "a fixed density", need, fix))
     densities = [d for d in densities if d >= min(recipe.floor, max(densities))]
-    feeds = list(calibration)
+    feeds = checked(model, calibration)
     quick = _quick(recipe)
     alone = Alone(model, quick, feeds, loss)
     node_ms = dict(dense_node_ms(model, feeds[0]) if dense_ms is None else dense_ms)

@@ -14,6 +14,7 @@ from sparsegraph.budget.search import Found, within_drop
 from sparsegraph.budget.table import Table, tabulate
 from sparsegraph.calibrate import Feed
 from sparsegraph.errors import UsageError, message
+from sparsegraph.feeds import checked
 from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned, prune
 from sparsegraph.recipe import Recipe
@@ -86,7 +87,7 @@ def prune_within(
     if len(limits) != 1:
         need, fix = "exactly one", "drop the others"
         raise UsageError(message("budget", ", ".join(limits), f"{len(limits)} limits", need, fix))
-    feeds, ((kind, text),) = list(calibration), limits.items()
+    feeds, ((kind, text),) = checked(model, calibration), limits.items()
     budget = None if kind == DROP else Budget.parse(kind, text)
     most = _share(text) if budget is None else 0.0
     report = progress or silent

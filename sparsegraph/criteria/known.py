@@ -17,15 +17,13 @@ class Known:
     """Statistics of the inputs x of one weight matrix [out, columns], and a seed.
 
     `norm` [columns]: root mean square of each; `second` [columns, columns]: E[x x^T]. None where
-    nothing was measured. `gradient` and `fisher` [out, columns]: mean and mean square of dL/dw over
-    the calibration data, `relevance` [out, columns] what each contributes. `seed` makes
-    random criteria repeatable.
+    nothing was measured. `fisher` [out, columns]: mean square of dL/dw over the calibration data,
+    `relevance` [out, columns] what each contributes. `seed` makes random criteria repeatable.
     """
 
     norm: Array | None = None
     second: Array | None = None
     seed: tuple[int, ...] = (0,)
-    gradient: Array | None = None
     fisher: Array | None = None
     relevance: Array | None = None
 
