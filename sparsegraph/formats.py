@@ -9,7 +9,7 @@ cache. Rows are computed in groups that keep their sums in registers.
 A pair of rows has `both` quads (two columns that both rows have: one activation load serves two
 rows) and `single` quads (two columns of each row); a group of one row has single quads of four
 columns. Rows of a tile are paired anew in each column tile: rows of equal counts that share many
-columns. Pairs of equal counts form a run, so the trip counts of the kernel's loops repeat and
+columns. Pairs of equal counts follow each other, so that the trip counts of the loops repeat and
 branches are predicted. Counts are made equal and whole quads by taking a few columns of the next
 tile (`reach`), at the end of a row by values of 0.
 """
@@ -34,18 +34,18 @@ class Packed:
         rows, columns: logical extents.
         tile: columns per column tile (the last tile may have fewer).
         group: rows that are computed together.
-        slots: int32, output rows in the order of the groups: `dense` once for all column tiles,
-            `coded` per tile. A slot that fills up a group repeats its first row; the kernel stores
-            the slots of a group in reverse, so the real row wins. `coded` has `GROUPS_AHEAD`
-            groups more at the end, which the kernel looks ahead to.
-        chunks: int32 [chunks, 5]: first value, first quad of columns, first run, first slot, and
-            number of groups (`dense`) or blocks of rows (`coded`) of each part of the rows that
-            can be computed on its own.
+        slots: int32, output rows in the order of the groups. `dense`: [groups, group], once for all
+            column tiles. `coded`: [groups, 4] per block and tile: two rows (a group of one has its
+            row twice), `both` quads and `single` quads; `GROUPS_AHEAD` groups more at the end,
+            which the kernel looks ahead to. A row that fills up a group is the group's first; the
+            kernel stores the rows of a group in reverse, so the real row wins.
+        chunks: int32 [chunks, 5]: first value, first quad of columns, first entry of `counts`,
+            first slot (`dense`) or group (`coded`), and number of groups (`dense`) or blocks of
+            rows (`coded`) of each part of the rows that can be computed on its own.
         values: float32; `coded` has one spare quad at the end, which the kernel loads ahead.
         column_index: int64, four uint16 columns of the tile each, `QUADS_AHEAD` more at the end,
             which the kernel looks ahead to; empty for `dense`.
-        runs: int32: per block and tile the number of runs, then per run its `both` quads and
-            `single` quads per group, and its groups; empty for `dense`.
+        counts: int32: groups per block and tile; empty for `dense`.
         step: what `column_index` counts for one column.
     """
 
@@ -57,7 +57,7 @@ class Packed:
     chunks: np.ndarray
     values: np.ndarray
     column_index: np.ndarray
-    runs: np.ndarray
+    counts: np.ndarray
     step: int = 1
 
     @property
@@ -66,7 +66,7 @@ class Packed:
 
     @property
     def n_bytes(self) -> int:
-        arrays = (self.slots, self.chunks, self.values, self.column_index, self.runs)
+        arrays = (self.slots, self.chunks, self.values, self.column_index, self.counts)
         return sum(a.nbytes for a in arrays)
 
 
@@ -118,57 +118,50 @@ def pack_coded(
         starts.append((*streams.sizes(), len(blocks)))
         for block in blocks:
             _pack_block(weight, block, group, tile, reach, streams)
-    slots, values, columns, runs = streams.joined()
-    slots = np.concatenate([slots, np.repeat(slots[-1:], GROUPS_AHEAD * group)])
+    records, values, columns, counts = streams.joined()
+    records = np.concatenate([records, np.repeat(records[-1:], GROUPS_AHEAD, 0)])
     columns = np.concatenate([columns, np.zeros(QUADS_AHEAD, np.int64)])
     spare = np.zeros(QUAD, np.float32)
     return Packed(
-        len(weight), weight.shape[1], tile, group, slots, np.array(starts, np.int32),
-        np.concatenate([values, spare]), columns, runs, step,
+        len(weight), weight.shape[1], tile, group, records.ravel(), np.array(starts, np.int32),
+        np.concatenate([values, spare]), columns, counts, step,
     )  # fmt: skip
 
 
-_Piece = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # arguments of _Streams.add
+_Piece = tuple[np.ndarray, np.ndarray, np.ndarray]  # arguments of _Streams.add
 
 
 class _Streams:
-    """The four streams of `coded`, in pieces."""
+    """The streams of `coded`, in pieces."""
 
     def __init__(self, step: int) -> None:
         self.step = step
-        self.slots: list[np.ndarray] = []
+        self.records: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
         self.columns: list[np.ndarray] = []
-        self.runs: list[np.ndarray] = []
-        self._sizes = [0, 0, 0, 0]
+        self.counts: list[int] = []
 
-    def add(
-        self, values: np.ndarray, columns: np.ndarray, runs: np.ndarray, slots: np.ndarray
-    ) -> None:
-        """Append to all streams; `columns` [quads, 4]."""
+    def add(self, values: np.ndarray, columns: np.ndarray, records: np.ndarray) -> None:
+        """Append groups; `columns` [quads, 4], `records` [groups, 4]."""
         words = columns.reshape(-1, QUAD).astype(np.int64) * self.step
         words = words[:, 0] | words[:, 1] << 16 | words[:, 2] << 32 | words[:, 3] << 48
-        parts: list[np.ndarray]
-        parts = [values.astype(np.float32).ravel(), words, runs.ravel(), slots.ravel()]
-        streams: list[list[np.ndarray]]
-        streams = [self.values, self.columns, self.runs, self.slots]
-        for i, (stream, part) in enumerate(zip(streams, parts)):
-            stream.append(part)
-            self._sizes[i] += part.size
+        self.values.append(values.astype(np.float32).ravel())
+        self.columns.append(words)
+        self.records.append(records.astype(np.int32))
 
     def sizes(self) -> tuple[int, int, int, int]:
-        """Entries so far: values, quads of columns, runs, slots."""
-        values, columns, runs, slots = self._sizes
-        return values, columns, runs, slots
+        """Entries so far: values, quads of columns, counts, groups."""
+        values, columns, groups = (
+            sum(map(len, pieces)) for pieces in (self.values, self.columns, self.records)
+        )
+        return values, columns, len(self.counts), groups
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """slots, values, columns, runs."""
+        """records, values, columns, counts."""
         return (
-            np.concatenate(self.slots).astype(np.int32),
-            np.concatenate(self.values),
-            np.concatenate(self.columns),
-            np.concatenate(self.runs).astype(np.int32),
-        )
+            np.concatenate(self.records), np.concatenate(self.values),
+            np.concatenate(self.columns), np.array(self.counts, np.int32),
+        )  # fmt: skip
 
 
 def _pack_block(
@@ -191,8 +184,7 @@ def _pack_block(
             window = slice(at, at + _BLOCK)
             groups, n, shared = _groups(taken[window], counts[window], group)
             pieces += _runs(panel[window], taken[window], groups, n, shared, rows[window])
-        none = np.empty(0)
-        streams.add(none, none, np.array([len(pieces)]), none)
+        streams.counts.append(sum(len(records) for *_, records in pieces))
         for piece in pieces:
             streams.add(*piece)
 
@@ -276,8 +268,10 @@ def _runs(
         size = len(part)
         quads = np.concatenate([at[:, 0].reshape(size, -1), _turn(single_at)], 1)
         stored = np.concatenate([_turn(values), _turn(single)], 1)
-        n_single = (count - both) * g.shape[1] // QUAD
-        pieces.append((stored, quads, np.array([both // QUAD, n_single, size]), rows[g]))
+        records = np.empty((size, 4), np.int64)
+        records[:, :2] = rows[g]  # a single row twice
+        records[:, 2:] = both // QUAD, (count - both) * g.shape[1] // QUAD
+        pieces.append((stored, quads, records))
     return pieces
 
 
@@ -301,7 +295,7 @@ def _turn(array: np.ndarray) -> np.ndarray:
 def unpack(packed: Packed) -> np.ndarray:
     """The weight matrix [rows, columns] that `packed` holds."""
     weight = np.zeros((packed.rows, packed.columns), np.float32)
-    read = _unpack_coded if packed.runs.size else _unpack_dense
+    read = _unpack_coded if packed.counts.size else _unpack_dense
     for start in packed.chunks.tolist():
         read(packed, start, weight)
     return weight
@@ -320,24 +314,20 @@ def _unpack_dense(p: Packed, start: list[int], weight: np.ndarray) -> None:
 
 
 def _unpack_coded(p: Packed, start: list[int], weight: np.ndarray) -> None:
-    v, c, r, s, n_blocks = start
+    v, c, part, s, n_blocks = start
     index = p.column_index.view(np.uint64)[:, None] >> np.arange(0, 64, 16, dtype=np.uint64)
     listed = (index & np.uint64(0xFFFF)).astype(np.int64) // p.step
+    records = p.slots.reshape(-1, 4)
     for _ in range(n_blocks):
         for first in range(0, p.columns, p.tile):
-            n_runs, r = int(p.runs[r]), r + 1
-            for both, single, n in p.runs[r : r + 3 * n_runs].reshape(-1, 3).tolist():
-                for rows in p.slots[s : s + n * p.group].reshape(n, p.group):
-                    columns = listed[c : c + both].repeat(p.group).ravel()
-                    columns = np.concatenate(
-                        [columns, listed[c + both : c + both + single].ravel()]
-                    )
-                    values = p.values[v : v + len(columns)]
-                    row = np.tile(rows, len(columns) // p.group)
-                    np.add.at(weight, (row, first + columns), values)
-                    c, v = c + both + single, v + len(columns)
-                s += n * p.group
-            r += 3 * n_runs
+            for *rows, both, single in records[s : s + p.counts[part]].tolist():
+                columns = listed[c : c + both].repeat(p.group).ravel()
+                columns = np.concatenate([columns, listed[c + both : c + both + single].ravel()])
+                values = p.values[v : v + len(columns)]
+                row = np.tile(rows[: p.group], len(columns) // p.group)
+                np.add.at(weight, (row, first + columns), values)
+                c, v = c + both + single, v + len(columns)
+            s, part = s + int(p.counts[part]), part + 1
 
 
 def _slots(rows: np.ndarray, group: int) -> np.ndarray:

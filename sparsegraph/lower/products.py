@@ -271,13 +271,7 @@ def step_product(
         )  # fmt: skip
     args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
     args.append(b.weight(f"{name}.bias", full_bias))
-    args.append(b.weight(f"{name}.values", packed.values))
-    args.append(b.weight(f"{name}.rows", packed.slots))
-    args.append(b.weight(f"{name}.chunks", packed.chunks))
-    if choice.weight == "coded":
-        index = packed.column_index
-        args.append(b.weight(f"{name}.columns", index.view(np.uint16) if kernel.narrow else index))
-        args.append(b.weight(f"{name}.runs", packed.runs))
+    args += [b.weight(f"{name}.{stream}", array) for stream, array in kernel.streams(packed)]
     if step is not None and window is not None:
         first, second = tables(window, x.fm, y, kernel.gather_lanes)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))

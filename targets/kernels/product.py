@@ -5,9 +5,9 @@
 Scheme: for one tile of points and one tile of columns, the activation panel lies in the level 1
 cache; a group of rows keeps its accumulators in registers and shares every activation load. The
 partial sums of earlier column tiles wait in y and are asked for a few groups ahead. `coded` weights
-(sparsegraph.formats) are read in quads, a run of groups with equal counts after the other, so the
-work is proportional to the non-zero values and the loops' trip counts repeat. Convolutions gather
-the panel of each column tile (im2col of one tile, never of the whole map): kernels/gather.py.
+(sparsegraph.formats) are read in quads, groups with equal counts after each other, so the work is
+proportional to the non-zero values and the loops' trip counts repeat. Convolutions gather the panel
+of each column tile (im2col of one tile, never of the whole map): kernels/gather.py.
 
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
 """
@@ -25,7 +25,7 @@ from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.layout import LINE
 from sparsegraph.targets.target import Target
 
-from sparsegraph.formats import GROUPS_AHEAD, QUAD, QUADS_AHEAD
+from sparsegraph.formats import GROUPS_AHEAD, QUAD, QUADS_AHEAD, Packed
 
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
@@ -109,10 +109,12 @@ class Product:
             "y:float32* y_image:int32 y_tile:int32 y_row:int32 "
             "x:float32* x_image:int32 x_tile:int32 x_row:int32 images:int32 tiles:int32 "
             "columns:int32 column_tile:int32 bias:float32* values:float32* "
-            "slots:int32* chunks:int32* "
         )
         if self.weight == "coded":
-            text += f"column_index:{'uint16' if self.narrow else 'int64'}* counts:int32* "
+            record, index = ("int32", "uint16") if self.narrow else ("int64", "int64")
+            text += f"groups:{record}* chunks:int32* column_index:{index}* counts:int32* "
+        else:
+            text += "slots:int32* chunks:int32* "
         if self.gather is not None:
             text += gather.PARAMS[self.gather == gather.FLAT]
         for i, kind in enumerate(self.operands):
@@ -120,6 +122,24 @@ class Product:
             if kind == "same":
                 text += f"o{i}_image:int32 o{i}_tile:int32 o{i}_row:int32 "
         return emit.signature(text)
+
+    def streams(self, packed: Packed) -> list[tuple[str, np.ndarray]]:
+        """Name and array of the arguments `values` and what follows, as this kernel reads them."""
+        order, index = packed.slots, packed.column_index
+        found = [("values", packed.values), ("chunks", packed.chunks)]
+        if self.weight == "dense":
+            return [found[0], ("rows", order), found[1]]
+        if self.narrow:
+            index = index.view(np.uint16)
+        else:
+            order = order.view(np.int64)
+        return [
+            found[0],
+            ("groups", order),
+            found[1],
+            ("columns", index),
+            ("counts", packed.counts),
+        ]
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args, target).run()
@@ -132,9 +152,6 @@ class Product:
 def joined(split: Sequence[int], target: Target) -> int:
     """`Product.joined` for passes of `split` vectors: as many as machine and passes take."""
     return math.gcd(target.joined, *split)
-
-
-_Group = tuple[list[list[Cell]], list[Expr], list[Expr]]
 
 
 class _Emitter:
@@ -151,7 +168,7 @@ class _Emitter:
 
     def run(self) -> None:
         a = self.a
-        self.cursors = {n: Cell("int32") for n in ("value", "column", "run", "slot")}
+        self.cursors = {n: Cell("int32") for n in ("value", "column", "tile", "slot")}
         per_chunk = bind(a["images"] * a["tiles"])
         self.n_tiles = bind(emit.divide(a["columns"] + a["column_tile"] - 1, a["column_tile"]))
         with loop(a["begin"], a["end"]) as item:
@@ -205,7 +222,8 @@ class _Emitter:
         with loop(0, groups):
             slot = bind(self.cursors["slot"].get())
             self.cursors["slot"].set(slot + group)
-            acc, at, row = self.begin_group(t, slot, offset, vectors)
+            rows = [bind(load(self.a["slots"], slot + r)) for r in range(group)]
+            acc, at = self.begin_group(t, rows, offset, vectors)
             value = bind(self.cursors["value"].get())
             with loop(0, width) as k:
                 weights = [
@@ -214,105 +232,108 @@ class _Emitter:
                 ]
                 self.multiply(acc, weights, panel + k * self.panel_row)
             self.cursors["value"].set(value + width * group)
-            self.end_group(t, acc, at, row, offset)
+            self.end_group(t, acc, at, rows, offset)
 
     def coded(self, t: Expr, offset: int, vectors: int) -> None:
-        """All runs of groups with equal counts.
+        """All groups: each tells its rows and counts; the cursors run through all of them.
 
-        Where a group starts in the streams follows from the counts of its run, never from the loops
-        of the group before: its loads need not wait for them.
+        Every load beside those of the sums would cost half a cycle: hence one record per group, and
+        no state that would not fit in registers.
         """
-        a, panel, pair = self.a, self.wide(self.panel_base + offset), self.spec.group == 2
-        run = bind(self.cursors["run"].get())
-        n_runs = bind(load(a["counts"], run))
-        streams = [Cell(self.index) for _ in range(3)]
-        names = ("value", "column", "slot")
-        for cell, name in zip(streams, names):
-            cell.set(self.wide(self.cursors[name].get()))
-        value, column, slot = streams
-        with loop(0, n_runs) as i:
-            both, single, groups = (bind(load(a["counts"], run + 1 + i * 3 + j)) for j in range(3))
-            n_values = self.wide(QUAD * (2 * both + single))
-            n_columns = self.wide(both + single)
-            with loop(0, groups):
-                at_slot = bind(slot.get())
-                self.prefetch(at_slot + GROUPS_AHEAD * self.spec.group, offset, vectors)
-                acc, at, row = self.begin_group(t, at_slot, offset, vectors)
-                quads = _Quads(self, panel, bind(value.get()), bind(column.get()))
-                slot.set(at_slot + self.spec.group)
-                value.set(value.get() + n_values)
-                column.set(column.get() + n_columns)
-                if pair:
-                    with loop(0, both) as j:
-                        columns = quads.columns(j)
-                        for half in range(2):
-                            w = quads.values()
-                            for k in range(2):
-                                self.multiply(acc, w[2 * k : 2 * k + 2], columns[2 * half + k])
-                            quads.load_values(2 * j + half + 1)
-                    quads.skip(2 * both, both)
-                self.singles(acc, quads, single)
-                self.end_group(t, acc, at, row, offset)
-        for cell, name in zip(streams, names):
-            self.cursors[name].set(emit.as_int(cell.get()))
-        self.cursors["run"].set(run + 1 + n_runs * 3)
+        a, spec, cursors = self.a, self.spec, self.cursors
+        part, first = bind(cursors["tile"].get()), bind(cursors["slot"].get())
+        n_groups = bind(load(a["counts"], part))
+        starts = [self.wide(cursors[name].get()) for name in ("value", "column")]
+        quads = _Quads(self, self.wide(self.panel_base + offset), *starts)
+        with loop(0, n_groups) as i:
+            record = self.wide(first + i)
+            rows = self.rows(record)
+            both, single = (self.wide(n) for n in self.pair_of(record * 2 + 1))
+            self.prefetch(self.rows(record + GROUPS_AHEAD), offset, vectors)
+            acc, at = self.begin_group(t, rows, offset, vectors)
+            if spec.group == 2:
+                with loop(0, both):
+                    columns = quads.columns()
+                    for half in range(2):
+                        w = quads.values()
+                        for k in range(2):
+                            self.multiply(acc, w[2 * k : 2 * k + 2], columns[2 * half + k])
+                        quads.advance()
+            self.singles(acc, quads, single)
+            self.end_group(t, acc, at, rows, offset)
+        cursors["value"].set(emit.as_int(quads.value.get()))
+        cursors["column"].set(emit.as_int(quads.column.get()))
+        cursors["tile"].set(part + 1)
+        cursors["slot"].set(first + n_groups)
+
+    def rows(self, record: Expr) -> list[Expr]:
+        """The rows of a group."""
+        return self.pair_of(record * 2)[: self.spec.group]
+
+    def pair_of(self, word: Expr) -> list[Expr]:
+        """The two numbers in a word of `groups`."""
+        groups = self.a["groups"]
+        if self.spec.narrow:
+            return [bind(load(groups, word * 2 + i)) for i in range(2)]
+        both = bind(load(groups, word))
+        return [bind(both & const(0xFFFFFFFF, "int64")), bind(both >> const(32, "int64"))]
 
     def singles(self, acc: list[list[Cell]], quads: "_Quads", n: Expr) -> None:
         """All quads of single rows; two at a time where the loop's own instructions count."""
         if not self.spares:
-            with loop(0, n) as j:
-                self.single(acc, quads, j)
+            with loop(0, n):
+                self.single(acc, quads)
             return
-        pairs = bind(emit.divide(n, 2))
-        with loop(0, pairs) as j:
-            self.single(acc, quads, bind(j * 2))
-            self.single(acc, quads, bind(j * 2 + 1))
+        pairs = bind(emit.divide(n, const(2, self.index)))
+        with loop(0, pairs):
+            self.single(acc, quads)
+            self.single(acc, quads)
         with when(pairs * 2 < n):
-            self.single(acc, quads, pairs * 2)
+            self.single(acc, quads)
 
-    def single(self, acc: list[list[Cell]], quads: "_Quads", at: Expr) -> None:
-        columns, w = quads.columns(at), quads.values()
+    def single(self, acc: list[list[Cell]], quads: "_Quads") -> None:
+        columns, w = quads.columns(), quads.values()
         for k, (address, weight) in enumerate(zip(columns, w)):
             self.multiply([acc[k % self.spec.group]], [weight], address)
-        quads.load_values(at + 1)
+        quads.advance()
 
     def wide(self, x: Expr) -> Expr:
         """`x` as wide as an address, once: not extended again at every use."""
         return bind(emit.T.cast(x, self.index))
 
-    def begin_group(self, t: Expr, slot: Expr, offset: int, vectors: int) -> _Group:
-        """Accumulators with the bias or the partial sums, where they lie in y, and their rows."""
-        a, spec, lanes = self.a, self.spec, self.lanes
-        slots, spans = range(spec.group), range(vectors)
-        row = [bind(load(a["slots"], slot + r)) for r in slots]
+    def begin_group(
+        self, t: Expr, rows: Sequence[Expr], offset: int, vectors: int
+    ) -> tuple[list[list[Cell]], list[Expr]]:
+        """Accumulators with the bias or the partial sums, and where they lie in y."""
+        a, lanes, spans = self.a, self.lanes, range(vectors)
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
-        at = [bind(base + row[r] * a["y_row"]) for r in slots]
-        acc = [[Cell("float32", lanes) for _ in spans] for _ in slots]
+        at = [bind(base + row * a["y_row"]) for row in rows]
+        acc = [[Cell("float32", lanes) for _ in spans] for _ in rows]
         with emit.choose(t == 0) as (then, otherwise):
             with then:
-                for r in slots:
-                    b = bind(splat(load(a["bias"], row[r]), lanes))
-                    for v in spans:
-                        acc[r][v].set(b)
+                for row, cells in zip(rows, acc):
+                    b = bind(splat(load(a["bias"], row), lanes))
+                    for cell in cells:
+                        cell.set(b)
             with otherwise:
-                for r in slots:
-                    for v in spans:
-                        acc[r][v].set(load(a["y"], at[r] + v * lanes, lanes))
-        return acc, at, row
+                for start, cells in zip(at, acc):
+                    for v, cell in enumerate(cells):
+                        cell.set(load(a["y"], start + v * lanes, lanes))
+        return acc, at
 
-    def prefetch(self, slot: Expr, offset: int, vectors: int) -> None:
+    def prefetch(self, rows: Sequence[Expr], offset: int, vectors: int) -> None:
         """Ask for the memory of a later group's sums: a store that misses is slower than a load."""
         if not self.prefetches or (self.spares and self.spec.block < LINE):
             return  # rows shorter than a cache line lie side by side
         a = self.a
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
-        for r in range(self.spec.group):
-            ahead = bind(base + load(a["slots"], slot + r) * a["y_row"])
+        for row in rows:
+            ahead = bind(base + row * a["y_row"])
             for point in range(0, vectors * self.lanes, LINE):
                 emit.prefetch(a["y"], ahead + point)
 
     def end_group(
-        self, t: Expr, acc: Sequence[Sequence[Cell]], at: Sequence[Expr], row: Sequence[Expr],
+        self, t: Expr, acc: Sequence[Sequence[Cell]], at: Sequence[Expr], rows: Sequence[Expr],
         offset: int,
     ) -> None:  # fmt: skip
         """Store the sums; in the last column tile through the epilogue."""
@@ -321,7 +342,7 @@ class _Emitter:
             return
         with emit.choose(t == self.n_tiles - 1) as (then, otherwise):
             with then:
-                self.finish(acc, at, row, offset)
+                self.finish(acc, at, rows, offset)
             with otherwise:
                 self.store(acc, at)
 
@@ -344,7 +365,7 @@ class _Emitter:
         self,
         acc: Sequence[Sequence[Cell]],
         at: Sequence[Expr],
-        row: Sequence[Expr],
+        rows: Sequence[Expr],
         offset: int,
     ) -> None:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
@@ -352,7 +373,7 @@ class _Emitter:
         assert tree is not None
         cheap = _operators(tree) <= _CHEAP
         for r in reversed(range(len(acc))):  # as in `store`, repeated rows come first
-            operands = self.operand_loads(row[r], offset)
+            operands = self.operand_loads(rows[r], offset)
             if cheap:
                 for v, cell in enumerate(acc[r]):
                     values = [cell.get(), *(o(v * lanes) for o in operands)]
@@ -392,7 +413,9 @@ class _Quads:
 
     def __init__(self, emitter: _Emitter, panel: Expr, value: Expr, column: Expr) -> None:
         self.e, self.lanes, self.panel = emitter, emitter.lanes, panel
-        self.value, self.column = value, column
+        self.value, self.column = Cell(emitter.index), Cell(emitter.index)
+        self.value.set(value)
+        self.column.set(column)
         near = emitter.spec.near
         self.step = (
             const(emitter.spec.unit, emitter.index) if near else emitter.wide(emitter.panel_row)
@@ -400,10 +423,12 @@ class _Quads:
         self.is_wide = self.lanes % QUAD == 0 and not emitter.scalar_factors
         width = self.lanes if self.is_wide else 1
         self.quad = [Cell("float32", width) for _ in range(1 if self.is_wide else QUAD)]
-        self.load_values(const(0, "int32"))
+        self.load_values()
 
-    def columns(self, at: Expr) -> list[Expr]:
-        """Addresses of the panel rows of the four columns of quad `at`."""
+    def columns(self) -> list[Expr]:
+        """Addresses of the panel rows of the next four columns."""
+        at = bind(self.column.get())
+        self.column.set(at + 1)
         if self.e.spec.far and self.e.prefetches:
             for row in self._addresses(at + QUADS_AHEAD):
                 row = bind(row)
@@ -412,7 +437,7 @@ class _Quads:
         return self._addresses(at)
 
     def _addresses(self, at: Expr) -> list[Expr]:
-        index, quad = self.e.a["column_index"], self.column + self.e.wide(at)
+        index, quad = self.e.a["column_index"], at
         if self.e.spec.narrow:
             parts = [self.e.wide(load(index, quad * QUAD + i)) for i in range(QUAD)]
             return [self.panel + k * self.step for k in parts]
@@ -430,9 +455,13 @@ class _Quads:
             emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
         ]
 
-    def load_values(self, at: Expr) -> None:
-        """Load quad `at` of the values."""
-        values, start = self.e.a["values"], bind(self.value + self.e.wide(at * QUAD))
+    def advance(self) -> None:
+        """Go on to the next four values."""
+        self.value.set(self.value.get() + QUAD)
+        self.load_values()
+
+    def load_values(self) -> None:
+        values, start = self.e.a["values"], bind(self.value.get())
         if not self.is_wide:
             for i, cell in enumerate(self.quad):
                 cell.set(load(values, start + i))
@@ -441,11 +470,6 @@ class _Quads:
         copies = [quad] * (self.lanes // QUAD)
         whole = quad if self.lanes == QUAD else emit.shuffle(copies, range(self.lanes))
         self.quad[0].set(whole)
-
-    def skip(self, values: Expr, columns: Expr) -> None:
-        """Count further quads from here; the next values are loaded already."""
-        self.value = bind(self.value + self.e.wide(values * QUAD))
-        self.column = bind(self.column + self.e.wide(columns))
 
 
 def _constant(value: Expr, at: int) -> Expr:

@@ -75,11 +75,9 @@ def run(
     y = host.empty(yl.size + 64)
     args: list[Any] = [
         y, yl.image, yl.tile, yl.row, memory[256:], xl.image, xl.tile, xl.row, images, yl.tiles,
-        channels * taps, tile, host.aligned(bias), host.aligned(packed.values),
-        host.aligned(packed.slots), host.aligned(packed.chunks),
+        channels * taps, tile, host.aligned(bias),
+        *(host.aligned(array) for _, array in kernel.streams(packed)),
     ]  # fmt: skip
-    if weight_format == "coded":
-        args += [host.aligned(packed.column_index), host.aligned(packed.runs)]
     panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
     args += [panel, kernel.panel_row, taps, host.aligned(first), host.aligned(second)]
     library(kernel, target).call(kernel, *args, end=images * yl.tiles)

@@ -74,13 +74,8 @@ def run(
     else:
         packed = formats.pack_dense(weight, kernel.group, tile, chunks)
     args: list[Any] = [y, yl.image, yl.tile, yl.row, pack(x, xl), xl.image, xl.tile, xl.row,
-                       images, yl.tiles, columns, tile, host.aligned(bias),
-                       host.aligned(packed.values), host.aligned(packed.slots),
-                       host.aligned(packed.chunks)]  # fmt: skip
-    if kernel.weight == "coded":
-        index = packed.column_index
-        index = index.view(np.uint16) if kernel.narrow else index
-        args += [host.aligned(index), host.aligned(packed.runs)]
+                       images, yl.tiles, columns, tile, host.aligned(bias)]  # fmt: skip
+    args += [host.aligned(array) for _, array in kernel.streams(packed)]
     for value, kind in zip(operands, kernel.operands):
         if kind == "feature":
             args.append(host.aligned(value))
