@@ -2,8 +2,8 @@
 
     python -m benchmarks.structure masked            30 % of every group: cut against masked
     python -m benchmarks.structure dead              trained detector: what is dead in it, and time
-    python -m benchmarks.structure half              half of all units: latency against operations
-    python -m benchmarks.structure balanced          the same operations, cut elsewhere
+    python -m benchmarks.structure half              half of all units, as the command cuts them
+    python -m benchmarks.structure even              half of every group, nothing measured
     python -m benchmarks.structure table             print the file
 
 `--only NAME ...` takes some, `--root FOLDER` is where unpacked wheels lie. Rows are merged into
@@ -40,7 +40,7 @@ FILE = Path(__file__).parent / "results" / "structure.json"
 SHARE = 0.3
 DEAD = "ppocr_v6_det"
 HALF = ("resnet50", "mobilenet_v2", "minilm")
-BALANCED = ("mobilenet_v2",)
+EVEN = ("mobilenet_v2",)
 PLAN = timing.Plan(rounds=7, block_ms=250.0)
 Make = Callable[[], onnx.ModelProto]
 
@@ -115,7 +115,7 @@ class Faster:
 
 Row = Masked | Faster
 _KINDS: Mapping[str, type[Row]] = {
-    "masked": Masked, "dead": Faster, "half": Faster, "balanced": Faster,
+    "masked": Masked, "dead": Faster, "half": Faster, "even": Faster,
 }  # fmt: skip
 
 
@@ -200,23 +200,25 @@ def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
 
 
 def half(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
-    """Half of all units of a model, by weight norm."""
+    """Half of all units of a model, by weight norm, where that is fastest."""
     for name in only or HALF:
-        yield from halved(name, balance=False)
-
-
-def balanced(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
-    """At most as many operations as after `half`, and more of the streams where that is faster."""
-    for name in only or BALANCED:
         yield from halved(name, balance=True)
+
+
+def even(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
+    """Half of every group."""
+    for name in only or EVEN:
+        yield from halved(name, balance=False)
 
 
 def halved(name: str, balance: bool) -> Iterator[Faster]:
     """Before and after, in every engine."""
-    done = shrink(load(zoo.build(name)), 0.5, multiple="measured", balance=balance)
+    done = shrink(load(zoo.build(name)), 0.5, balance=balance)
+    if done.searched is not None:
+        print(f"{name}: {done.searched}", file=sys.stderr)
     base = pipeline.optimize(load(zoo.build(name))).model
     n = sum(row.n_before - row.n_after for row in done.table)
-    title = f"{name} balanced" if balance else name
+    title = name if balance else f"{name} evenly"
     for row in compared(title, base, done.model, n, float(done.error or 0.0)):
         yield replace(row, multiple=done.multiple)
 
@@ -277,7 +279,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
     "masked": masked,
     "dead": dead,
     "half": half,
-    "balanced": balanced,
+    "even": even,
 }
 
 MASKED_HEAD = (

@@ -1,6 +1,8 @@
 """Removal on request: keep-ratios, keep-lists, criteria, the proof, and the command."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from typer.testing import CliRunner
 import sparsegraph as sg
 from sparsegraph.cli import app
 from sparsegraph.errors import UsageError, VerifyError
+from sparsegraph.graph import weight_bytes
 from sparsegraph.shrink import n_macs, shrink
 from sparsegraph.structure import balance, cut, multiples
 from sparsegraph.structure.criteria import CRITERIA, Evidence, criterion
 from sparsegraph.structure.groups import groups
+from sparsegraph.structure.moved import Moved
 from sparsegraph.structure.multiples import MULTIPLES, fastest
 from sparsegraph.structure.ties import Policy, analyse
 from sparsegraph.verify import feeds_for, run_onnx
@@ -237,6 +241,7 @@ def test_command(tmp_path: Path) -> None:
         "--groups",
         "--inputs",
         "0.9",
+        "--no-balance",
     ]
     result = CliRunner().invoke(app, [*arguments, "--json", str(table)])
     assert result.exit_code == 0, result.output
@@ -245,6 +250,7 @@ def test_command(tmp_path: Path) -> None:
     assert facts["parameters_after"] < facts["parameters_before"]
     assert facts["error_against_masked"] <= 1e-5
     assert all(row["n_after"] < row["n_before"] for row in facts["groups"])
+    assert facts["balance"] == []
     onnx.checker.check_model(onnx.load(to), full_check=True)
     feed = feeds_for(sg.load(to), 2)[1]
     assert all(np.isfinite(v).all() for v in run_onnx(onnx.load(to), feed).values())
@@ -310,33 +316,130 @@ def widths(model: ir.Model) -> tuple[int, int]:
     return n_stream, n_inner
 
 
+def timed(monkeypatch: pytest.MonkeyPatch, ms: Callable[[ir.Model], float]) -> list[list[ir.Model]]:
+    """Latencies are what `ms` says; the models of every round of timing."""
+    seen: list[list[ir.Model]] = []
+
+    def timer(models: list[ir.Model]) -> list[float]:
+        seen.append(list(models))
+        return [ms(model) for model in models]
+
+    monkeypatch.setattr(balance, "latencies", timer)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("times", "n_stream"),
-    [([3.0, 2.0, 1.0, 2.0], 24), ([1.0, 0.98, 0.98, 0.98], 16), ([2.0, 1.0, 3.0, 3.0], 20)],
+    [([3.0, 2.0, 1.0], 24), ([1.0, 0.96, 0.96], 16), ([2.0, 1.0, 3.0], 20), ([2, 1.02, 1], 20)],
 )
 def test_an_equal_number_of_operations_elsewhere(
     monkeypatch: pytest.MonkeyPatch, times: list[float], n_stream: int
 ) -> None:
-    seen: list[ir.Model] = []
-
-    def timer(models: list[ir.Model]) -> list[float]:
-        seen.extend(models)
-        return times[: len(models)]
-
-    monkeypatch.setattr(balance, "latencies", timer)
-    done = shrink(two_blocks(), 0.5, balance=True)
+    by_width = dict(zip((16, 20, 24), times, strict=True))
+    seen = timed(monkeypatch, lambda m: by_width[widths(m)[0]])
+    monkeypatch.setattr(Moved, "__call__", lambda *_: 1.0)
+    done = shrink(two_blocks(), 0.5, multiple=4, balance=True)
     assert widths(done.model)[0] == n_stream
-    even = n_macs(seen[0])
-    assert widths(seen[0]) == (16, 32)
-    assert [widths(model)[0] for model in seen] == [16, 20, 24, 32]
-    assert all(0.85 * even <= n_macs(model) <= even for model in seen)
+    (models,) = seen
+    even = n_macs(models[0])
+    assert widths(models[0]) == (16, 32)
+    assert [widths(model)[0] for model in models] == [16, 20, 24]
+    assert all(0.85 * even <= n_macs(model) <= even for model in models)
     assert done.error is not None
     assert done.error <= 1e-5
-    assert list(done.facts()["balance_ms"].values()) == times  # type: ignore[attr-defined]
-    assert "several operators read (measured: 50%" in done.summary()
+    rows = done.facts()["balance"]
+    assert [(row["ms"], row["chosen"]) for row in rows] == [  # type: ignore[attr-defined]
+        (ms, width == n_stream) for width, ms in by_width.items()
+    ]
+    words = "cut evenly: none of 2" if n_stream == 16 else f"{n_stream / 32:.0%} of units with"
+    assert words in done.summary()
+
+
+def test_counts_are_rounded_up_where_the_runtime_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """34 of 48 channels are slow, 40 are fast, 48 are no cut at all."""
+    text = """g (float[1,3,8,8] x) => (float[1,4,8,8] y) {
+        a = Conv(x, w)  b = Relu(a)  y = Conv(b, v) }"""
+    model = parse(text, w=weight(48, 3, 1, 1), v=weight(4, 48, 1, 1))
+
+    def count(model: ir.Model) -> int:
+        return int(model.graph.initializers["w"].shape[0])  # type: ignore[index]
+
+    seen = timed(monkeypatch, lambda m: 9.0 if count(m) % 8 else 5.0)
+    done = shrink(model, 0.7, balance=True)
+    assert [[count(m) for m in models] for models in seen] == [[34, 40], [40, 32]]
+    assert count(done.model) == 40
+    assert done.multiple == 8
+    assert (
+        "counts rounded up: 70% of units at multiples of 8: 5 ms (without 9 ms)" in done.summary()
+    )
+    timed(monkeypatch, lambda m: 5.0)
+    assert count(shrink(model, 0.7, balance=True).model) == 34
+
+
+def test_what_is_faster_must_not_move_the_outputs_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, lambda m: 48.0 - widths(m)[0])
+    monkeypatch.setattr(Moved, "__call__", lambda _, m: float(widths(m)[0]))
+    done = shrink(two_blocks(), 0.5, multiple=4, balance=True)
+    assert widths(done.model) == (16, 32)
+    assert "moves the outputs further" in done.summary()
+
+
+def test_a_faster_cut_that_fails_the_proof_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, lambda m: 48.0 - widths(m)[0])
+    monkeypatch.setattr(Moved, "__call__", lambda *_: 1.0)
+    sound = sys.modules["sparsegraph.shrink"]._prove
+
+    def strict(smaller: ir.Model, masked: ir.Model, base: ir.Model) -> float:
+        if widths(smaller)[0] != 16:
+            raise VerifyError("off")
+        return sound(smaller, masked, base)
+
+    monkeypatch.setattr(sys.modules["sparsegraph.shrink"], "_prove", strict)
+    done = shrink(two_blocks(), 0.5, multiple=4, balance=True)
+    assert widths(done.model) == (16, 32)
+    assert "failed the proof: off" in done.summary()
+
+
+def test_the_command_balances_one_share_for_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, table = tmp_path / "m.onnx", tmp_path / "t.json"
+    onnx.save(ir.to_proto(two_blocks()), source)
+    timed(monkeypatch, lambda m: 48.0 - widths(m)[0])
+    arguments = ["shrink", str(source), "-o", str(tmp_path / "s.onnx"), "--json", str(table)]
+    by_hand = [*arguments, "--multiple", "4", "--keep", "0.5"]
+    assert CliRunner().invoke(app, by_hand).exit_code == 0
+    assert len(json.loads(table.read_text())["balance"]) == 3
+    name = shrink(two_blocks(), 1.0).groups[0].name
+    assert CliRunner().invoke(app, [*arguments, "--keep", f"{name}=0.5"]).exit_code == 0
+    assert json.loads(table.read_text())["balance"] == []
+
+
+def test_models_beyond_memory_are_cut_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = timed(monkeypatch, lambda _: 1.0)
+    one = weight_bytes(shrink(two_blocks(), 0.5).model.graph)
+    monkeypatch.setattr(balance, "_HELD_BYTES", 2 * one)
+    shrink(two_blocks(), 0.5, multiple=4, balance=True)
+    assert [len(models) for models in seen] == [2]
+    monkeypatch.setattr(balance, "_HELD_BYTES", 2 * one - 1)
+    done = shrink(two_blocks(), 0.5, multiple=4, balance=True)
+    assert len(seen) == 1
+    assert done.searched is not None
+    assert "there is no other cut" in str(done.searched)
+
+
+def test_how_far_outputs_move() -> None:
+    text = """g (float[2,8] x) => (float[2,8] y, int64[2] n) {
+        y = MatMul(x, w)  n = ArgMax<axis=1,keepdims=0>(y) }"""
+    w = weight(8, 8)
+    moved = Moved(parse(text, w=w), [])
+    assert moved(parse(text, w=w)) == 0
+    assert moved(parse(text, w=0 * w)) == pytest.approx(1)
+    assert moved(parse(text, w=1.5 * w)) == pytest.approx(0.5)
+    feed = {"x": np.eye(2, 8, dtype=np.float32)}
+    beyond = np.concatenate([w[:2], 0 * w[2:]])
+    assert Moved(parse(text, w=w), [feed])(parse(text, w=beyond)) == 0
 
 
 def test_nothing_to_balance() -> None:
-    done = shrink(chain(), 0.5, balance=True)
-    assert not done.balance_ms
-    assert hidden(done.model) == hidden(shrink(chain(), 0.5).model)
+    assert shrink(chain(), 1.0, balance=True).searched is None
