@@ -158,12 +158,12 @@ class Gather:
 
     def _segment(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
         a, lanes, row = self.a, self.lanes, self.a["panel_row"]
+        # A constant 0 would keep a register through the loops of the products, which need them all.
+        zero = bind(splat(emit.T.cast(emit.minimum(to + row, const(0, "int32")), "float32"), lanes))
         for n in range(1, 5):
             with when(vectors == n), loop(0, channels) as c:
                 for v in range(n):
-                    value = splat(const(0.0), lanes)
-                    if begin is not None:
-                        value = self._read(begin + c * a["x_row"], v)
+                    value = zero if begin is None else self._read(begin + c * a["x_row"], v)
                     store(a["panel"], value, to + c * row + v * lanes, lanes)
 
     def _read(self, begin: Expr, v: int) -> Expr:

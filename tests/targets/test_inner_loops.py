@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from sparsegraph.targets import inner_loop
+from sparsegraph.targets.kernels.gather import FLAT
 from sparsegraph.targets.kernels.product import Product
 
 from benchmarks import inner_loops
@@ -51,6 +52,16 @@ def test_inner_loops(name: str, weight: str) -> None:
     body = inner_loop.inner_loop(inner_loop.assembly(target, kernel), syntax)
     work = [x for x in body if re.search(f"{syntax.fused}|{syntax.product}", x)]
     assert all(re.search(register, x) for x in work)
+
+
+@pytest.mark.parametrize("gather", [FLAT, 1, 2, 3])
+@pytest.mark.parametrize("vectors", [4, 5, 6, 7, 8])
+def test_loops_behind_a_gathered_panel_have_all_registers(vectors: int, gather: int) -> None:
+    target = targets.get("x86-64-v3")
+    kernel = inner_loops.kernel_for(target, "dense", vectors)
+    loop = inner_loop.look(target, dataclasses.replace(kernel, gather=gather))
+    assert loop.spills == 0
+    assert loop.instructions <= 2.2 * loop.fused
 
 
 LINES = """
