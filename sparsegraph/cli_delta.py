@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from sparsegraph import options, output
-from sparsegraph.command import Check, Commands, Dim, Json, Model, Shape, Skip, TargetName, Threads
+from sparsegraph.command import (
+    Check,
+    Commands,
+    Dim,
+    Json,
+    Model,
+    Shape,
+    Skip,
+    TargetName,
+    Threads,
+    Tune,
+    Tuning,
+)
 from sparsegraph.console import Screen
 from sparsegraph.errors import UsageError, message
 
@@ -150,6 +162,8 @@ def tasks(
     dim: Dim = None,
     skip: Skip = None,
     check: Check = True,
+    tune: Tune = False,
+    tuning: Tuning = None,
     json: Json = None,
 ) -> None:
     """Compile a base model and its tasks to one artefact; `run --task NAME` chooses.
@@ -166,8 +180,10 @@ def tasks(
     with screen.progress() as report:
         compiled = compile_tasks(
             model, files, target, shapes=shapes, threads=threads, output=path, check=check,
-            skip=skip or (), progress=report,
+            skip=skip or (), tune=tune, tuning=tuning, progress=report,
         )  # fmt: skip
+    if compiled.tuned is not None:
+        screen.say(f"tuning: {compiled.tuned}")
     manifest = compiled.manifest
     shared, errors = compiled.weight_bytes, manifest.verification.get("tasks", {})
     rows = []

@@ -56,9 +56,11 @@ Devices = Annotated[
         "run = \\[...] and push = \\[...].",
     ),
 ]
+Tune = Annotated[
+    bool, typer.Option("--tune", help="Measure the best ways to compute each layer, here.")
+]
 Tuning = Annotated[
-    Path | None,
-    typer.Option("--tuning", help="A file of measured times that `compile --tune` wrote."),
+    Path | None, typer.Option("--tuning", help="A file of measured times that `--tune` wrote.")
 ]
 Inputs = Annotated[
     list[str] | None,

@@ -155,7 +155,7 @@ def compile(
             fix = "compile one bundle per shape"
             found = f"{len(several)} shapes"
             raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
-    tuner, decide = _tuning(
+    tuner, decide = chosen_by(
         machines, tune, None if tuning is None else Path(tuning), report, devices
     )
     work = _Work(
@@ -244,7 +244,7 @@ class _Work:
         return None
 
 
-def _tuning(
+def chosen_by(
     machines: Sequence[Target],
     tune: bool,
     path: Path | None,

@@ -8,6 +8,7 @@ arXiv:1801.06519). A kernel stores non-zeros only, so each weight keeps those th
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -18,9 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph import artefact, delta, pipeline
-from sparsegraph.compile import Compiled, Shapes, load, model_digest, pass_record
+from sparsegraph.compile import Compiled, Shapes, chosen_by, load, model_digest, pass_record
 from sparsegraph.errors import UnsupportedError, UsageError, message
 from sparsegraph.lower import partition
+from sparsegraph.lower.choose import Decide
 from sparsegraph.program import Fallback, Plan, Program
 from sparsegraph.progress import Progress, silent
 from sparsegraph.proof import prove
@@ -51,6 +53,8 @@ def compile_tasks(
     output: str | Path | None = None,
     check: bool = True,
     skip: Collection[str] = (),
+    tune: bool = False,
+    tuning: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a base model and its tasks for one machine, and prove each against ONNX Runtime.
@@ -61,7 +65,9 @@ def compile_tasks(
             by weight name (boolean arrays are masks), or the path of a file of deltas.
         output: the artefact's folder; a temporary one by default.
 
-    The other arguments are those of `compile`. Everything runs natively. Run a task by
+    The other arguments are those of `compile`; what `tune` measures are the weights that all share,
+    so a file of the base model alone does not help. Everything runs natively: ONNX Runtime has its
+    own copy of the weights, which no patch reaches. Run a task by
     `session.run(None, feed, task=name)`; the base model is what runs without a name.
 
     Raises:
@@ -73,6 +79,9 @@ def compile_tasks(
     report = progress or silent
     machine = _machine(target)
     _check_names(tasks)
+    file = None if tuning is None else Path(tuning)
+    tuner, decide = chosen_by([machine], tune, file, report, ())
+    saving = contextlib.nullcontext if tuner is None else tuner.saving
     several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
     models: dict[str | None, list[ir.Model]] = {}
     plans: dict[str | None, list[Plan]] = {}
@@ -85,7 +94,9 @@ def compile_tasks(
         slim = _optimized(found, skip, report, check=check)
         records = records or [pass_record(r) for r in slim[None].records]
         passed = {name: done.model for name, done in slim.items()}
-        for name, plan in _alike(passed, machine, threads).items():
+        with saving():
+            alike = _alike(passed, machine, threads, decide)
+        for name, plan in alike.items():
             plans.setdefault(name, []).append(plan)
             models.setdefault(name, []).append(found[name])
     for made in plans.values():
@@ -105,7 +116,7 @@ def compile_tasks(
     meta = {"model_sha256": model_digest(models[None][0]), "passes": records}
     manifest = artefact.write(plan, machine, path, meta, report, proved)
     session = InferenceSession(path, threads=threads) if is_here else None
-    return Compiled(path, session, manifest)
+    return Compiled(path, session, manifest, None if tuner is None else str(tuner))
 
 
 def _machine(target: str | Target) -> Target:
@@ -159,7 +170,7 @@ def _optimized(
 
 
 def _alike(
-    models: Mapping[str | None, ir.Model], machine: Target, threads: int
+    models: Mapping[str | None, ir.Model], machine: Target, threads: int, decide: Decide | None
 ) -> dict[str | None, Plan]:
     """One plan per model; they differ in weights alone.
 
@@ -168,7 +179,7 @@ def _alike(
     _mark_union(list(models.values()))
     plans = {}
     for name, model in models.items():
-        plan = partition.plan(model, machine, threads=threads, allow_fallback=False)
+        plan = partition.plan(model, machine, threads=threads, allow_fallback=False, decide=decide)
         for program in _programs(plan):
             program.weights = {key: _settled(array) for key, array in program.weights.items()}
         plans[name] = plan

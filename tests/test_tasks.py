@@ -1,6 +1,7 @@
 """Several tasks over one weight file: patches, what is stored, what runs, what is refused."""
 
 import ctypes
+import json
 import os
 import subprocess
 import threading
@@ -242,6 +243,26 @@ def test_a_tuned_model_is_a_task(tmp_path: Path) -> None:
     whole, patch = (session.run(None, feed(), task=name)[0] for name in sources)
     np.testing.assert_array_equal(whole, patch)
     np.testing.assert_allclose(whole, wanted(model, "tuned"), atol=1e-5)
+
+
+def test_measured_times_choose_the_code_that_all_share(tmp_path: Path) -> None:
+    """The file's fastest way for each product is what base and tasks get."""
+    model, file = network(0.2), tmp_path / "times.json"
+    first = compile_tasks(model, deltas(model), tune=True, tuning=file, output=tmp_path / "a.sg")
+    assert first.tuned is not None
+    data = json.loads(file.read_text())
+    for entry in data["layers"].values():
+        entry["ms"] = {way: 0.001 * (at + 1) for at, way in enumerate(reversed(entry["ms"]))}
+    file.write_text(json.dumps(data))
+    found = compile_tasks(model, deltas(model), tuning=file, output=tmp_path / "b.sg")
+    assert found.tuned is None
+    plain = compile_tasks(model, deltas(model), output=tmp_path / "c.sg")
+    assert {row["is_measured"] for row in plain.manifest.layers} == {False}
+    assert [row["ms"] for row in found.manifest.layers] == [0.001] * len(plain.manifest.layers)
+    assert found.session is not None
+    for name in (None, *deltas(model)):
+        got = found.session.run(None, feed(), task=name)[0]
+        np.testing.assert_allclose(got, wanted(model, name), atol=1e-5)
 
 
 def test_unknown_names_are_one_clear_error(
