@@ -21,7 +21,7 @@ def checked(model: ir.Model, calibration: Iterable[Feed]) -> list[Feed]:
     if isinstance(calibration, Mapping):
         fix = "pass a list of feeds"
         raise UsageError(message("calibration", "feeds", "one mapping", "an iterable of them", fix))
-    wanted = {v.name: v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    wanted = {str(v.name): v for v in model.graph.inputs if v.name not in model.graph.initializers}
     feeds = list(calibration)
     for at, feed in enumerate(feeds):
         if not isinstance(feed, Mapping):

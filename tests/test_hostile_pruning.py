@@ -167,7 +167,7 @@ def test_layers_with_broken_weights_are_left_alone() -> None:
 def test_what_cannot_be_pruned_says_why(
     text: str, shape: tuple[int, ...], weights: dict[str, tuple[int, ...]], reason: str
 ) -> None:
-    model = parse(f"g {text}", **{name: weight(*size) for name, size in weights.items()})
+    model = parse(f"g {text}", **{n: weight(*size) for n, size in weights.items()})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=reason):
         prune(model, "admm:0.5", [{"x": numbers(*shape)}])
 
