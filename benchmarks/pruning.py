@@ -6,6 +6,7 @@
     python -m benchmarks.pruning minilm --recipe taylor:0.7@torch        gradients of a module
     python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
     python -m benchmarks.pruning debian-288 --recipe admm:2:4            this machine's packages
+    python -m benchmarks.pruning held-288 --recipe admm:2:4              texts to choose recipes by
     python -m benchmarks.pruning table --json out.json
 
 Results are merged into the file by task and recipe. The published file is
@@ -28,10 +29,11 @@ import onnx_ir as ir
 
 from benchmarks import results
 from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
-from benchmarks.texts import descriptions
+from benchmarks.texts import Pair, descriptions, held_out
 from sparsegraph.recipe import Recipe, select
 
 DENSE, FLOOR, TORCH = "dense", "floor", "torch"
+_N_PAIRS = 300
 FILE = Path(__file__).parent / "results" / "pruning.json"
 
 
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure or print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
-    parser.add_argument("task", help="minilm[-TEXTS], debian[-TEXTS], NAME=FILE.onnx, or table")
+    parser.add_argument("task", help="minilm[-TEXTS], debian, held, NAME=FILE.onnx, or table")
     parser.add_argument("--recipe", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args(arguments)
@@ -80,15 +82,19 @@ def main(arguments: list[str] | None = None) -> int:
 def load(text: str) -> Task:
     """The task of the command line. `minilm-288`: first sentences too, of as many texts.
 
-    `debian` scores descriptions of installed packages, which differ between machines.
+    `debian` scores descriptions of installed packages, which differ between machines; `held` the
+    352 texts of `minilm`'s kind that it does not score, to choose among recipes.
     """
     name, equals, path = text.partition("=")
     if equals:
         return recognition(Path(path), name)
     name, _, n = name.partition("-")
-    pairs = descriptions() if name == "debian" else None
+    pairs: list[Pair] | None = None
+    if name in ("debian", "held"):
+        pairs = descriptions() if name == "debian" else held_out(_N_PAIRS)
+    n_pairs = len(pairs) if pairs is not None and name == "held" else _N_PAIRS
     n_calibration, with_short = (int(n), True) if n else (96, False)
-    task = minilm_retrieval(n_calibration=n_calibration, with_short=with_short, pairs=pairs)
+    task = minilm_retrieval(n_pairs, n_calibration, with_short=with_short, pairs=pairs)
     return replace(task, name=text)
 
 

@@ -104,7 +104,7 @@ def minilm_retrieval(
     weights = minilm.read_weights(folder / "model.safetensors")
     model = minilm.build(weights, tokens=_TOKENS)
     tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
-    drawn = texts.sample(texts.documentation(texts.CALIBRATION), n_calibration + _N_FRESH)
+    drawn = texts.calibration(n_calibration + _N_FRESH)
     shown = drawn[:n_calibration]
     feeds = tokenizer.feeds([text for pair in shown for text in pair[0 if with_short else 1 :]])
     asked = list(pairs) if pairs is not None else texts.documentation(texts.SCORED)

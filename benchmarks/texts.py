@@ -1,7 +1,9 @@
 """Texts that any machine rebuilds: documentation inside the releases that pyproject.toml pins.
 
 Scored: prose of torch's docstrings, first sentence against the rest. Calibration: the same of
-TVM's, so no sentence is in both. Both are read from source files; neither package is imported.
+TVM's, so no sentence is in both. Both are read from source files; neither package is imported. Who
+wants more than TVM's 318 texts gets docstrings of the standard library, which differ a little
+between releases of Python.
 """
 
 from __future__ import annotations
@@ -98,6 +100,21 @@ def sample(pairs: list[Pair], n: int) -> list[Pair]:
     """`n` pairs by lot, always the same ones of the same list."""
     order = np.random.default_rng(_SEED).permutation(len(pairs))[:n]
     return [pairs[i] for i in order]
+
+
+def held_out(n_scored: int) -> list[Pair]:
+    """The pairs of torch's that are not among the `n_scored` that are scored: to choose by."""
+    pairs = documentation(SCORED)
+    return sample(pairs, len(pairs))[n_scored:]
+
+
+def calibration(n: int) -> list[Pair]:
+    """`n` pairs of TVM's by lot; beyond what it has, of this Python's standard library."""
+    drawn = sample(documentation(CALIBRATION), n)
+    if len(drawn) == n:
+        return drawn
+    others = [(passage.query, passage.document) for passage in passages()]
+    return drawn + sample(others, n - len(drawn))
 
 
 def descriptions(path: Path = _STATUS) -> list[Pair]:

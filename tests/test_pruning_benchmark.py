@@ -133,6 +133,20 @@ def test_texts_of_pinned_releases_are_those_that_were_scored() -> None:
     assert len(set(_FACES)) == 21
 
 
+def test_more_calibration_texts_than_a_release_has_come_from_python() -> None:
+    few, many = texts.calibration(100), texts.calibration(400)
+    release = texts.documentation(texts.CALIBRATION)
+    assert few == many[:100] == texts.sample(release, 100)
+    assert len(many) == len(set(many)) == 400
+    assert set(many[len(release) :]).isdisjoint({*release, *texts.documentation(texts.SCORED)})
+
+
+def test_what_recipes_are_chosen_by_is_not_scored() -> None:
+    pairs = texts.documentation(texts.SCORED)
+    held, scored = texts.held_out(300), texts.sample(pairs, 300)
+    assert (len(held), set(held) & set(scored)) == (len(pairs) - 300, set())
+
+
 def test_the_pins_of_texts_are_those_of_the_project() -> None:
     project = Path(__file__).parents[1].joinpath("pyproject.toml").read_text()
     for name, release in (texts.SCORED, texts.CALIBRATION):
