@@ -164,7 +164,7 @@ def _trimmed(feed: Feed) -> Feed:
     return {k: v[:, :_SHORT_TOKENS] for k, v in feed.items()} if n_used <= _SHORT_TOKENS else feed
 
 
-def pictures(n_calibration: int = 32) -> Task:
+def pictures(n_calibration: int = 16) -> Task:
     """ResNet-50 with random weights and batch norms that fit its calibration pictures.
 
     Scored: how often the largest of its outputs stays the largest.

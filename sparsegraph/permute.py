@@ -4,6 +4,11 @@ Search as in Pool & Yu 2021 ("Channel permutations for N:M sparsity"): swaps of 
 pairs of groups, as long as the sum of what N:M keeps grows. Every operator between the layer that
 makes the channels and those that read them must treat them alike, by `structure.ties`; a
 permutation then changes the order of sums, and nothing else.
+
+The paper fine-tunes nets in which every layer can be reordered. MiniLM is neither: one shot, and
+only the hidden units of its feed-forward layers are free, 6 layers of 36 (the residual stream is
+the output, heads are sums over fixed channels). There 2:4 keeps .894 of the squares in place of
+.886, and rho does not rise: magnitude .674 to .660, Wanda .772 to .772, ADMM .893 to .890.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Latency budgets against a clock that disagrees with the cost model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -64,6 +65,18 @@ def test_a_budget_holds_although_the_model_is_wrong(
     assert found.ms <= limit
     assert found.plan.ms == found.ms
     assert 1 < found.n_runs <= MOST_RUNS
+
+
+def test_a_model_that_sees_no_gain_learns_it_from_timings() -> None:
+    """All densities cost the same there: the dense plan is too slow, so sparse ones are tried."""
+    options = by_model()
+    flat = tuple(
+        replace(row, options=tuple(replace(o, ms=3.0) for o in row.options))
+        for row in options.layers
+    )
+    table = replace(options, layers=flat)
+    found = settle(encoder(), RECIPE, table, Budget.parse("latency", "0.5x"), clock(lambda d: 1.0))
+    assert 0.75 * 6.0 < found.ms <= 6.0
 
 
 def test_layers_that_are_dear_in_place_get_sparser() -> None:

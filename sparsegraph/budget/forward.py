@@ -4,7 +4,9 @@ Forward runs only, after ECoFLaP (Sung et al. 2023, arXiv:2310.02998): a global 
 layer decides its density, the criterion decides inside it. Where the paper differentiates a
 loss numerically, the loss here is the divergence from the dense model, whose slope is zero: the
 root of what it grows by takes the slope's place. As in the paper, every layer keeps what the
-sparsest may have, and only the rest is shared out by importance.
+sparsest may have, and only the rest is shared out by importance. The paper does so for transformer
+blocks, whose layers then have one density; here for single layers. MiniLM with Wanda at 70 % zeros
+gains little: rho .650 and 46 % right in place of .648 and 45 % with one density for all.
 """
 
 from __future__ import annotations

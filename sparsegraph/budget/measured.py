@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.budget.plan import LATENCY, Budget, Plan, dense, least, plan, total
+from sparsegraph.budget.plan import LATENCY, Budget, Plan, dense, described, least, plan, total
 from sparsegraph.budget.table import LayerOptions, Table
 from sparsegraph.errors import BudgetError
 from sparsegraph.prune import prune
@@ -108,11 +108,16 @@ def settle(
         points.append((goal, timing.ms))
         if on_run is not None:
             on_run(len(runs), timing)
+        if (1 - _CLOSE) * limit <= timing.ms <= limit:
+            break
         goal = max(_next_goal(points, _AIM * limit), least(corrected).ms)
         chosen = plan(corrected, Budget(LATENCY, goal))
-        is_known = any(chosen.densities == earlier.densities for earlier, _ in runs)
-        if (1 - _CLOSE) * limit <= timing.ms <= limit or is_known:
-            break
+        if _is_known(chosen, runs):  # the model cannot tell these plans apart; the timings may
+            corrected, points = seen.table(), [(ms, ms) for _, ms in runs]
+            goal = max(_AIM * limit, least(corrected).ms)
+            chosen = plan(corrected, Budget(LATENCY, goal))
+            if _is_known(chosen, runs):
+                break
     within = [run for run in runs if run[1] <= limit]
     best, ms = max(within, key=lambda run: run[1]) if within else min(runs, key=lambda run: run[1])
     return Settled(replace(best, ms=ms), seen.table(), ms, dense_ms, len(runs))
@@ -138,6 +143,10 @@ def timed(
     return seen.table()
 
 
+def _is_known(chosen: Plan, runs: Sequence[tuple[Plan, float]]) -> bool:
+    return any(chosen.densities == earlier.densities for earlier, _ in runs)
+
+
 def _next_goal(points: Sequence[tuple[float, float]], wanted: float) -> float:
     """What to ask for to get `wanted`: between the nearest (asked, taken) on both sides."""
     below = max((p for p in points if p[1] <= wanted), key=lambda p: p[1], default=None)
@@ -150,11 +159,11 @@ def _next_goal(points: Sequence[tuple[float, float]], wanted: float) -> float:
 
 
 def _first(table: Table, budget: Budget) -> Plan:
-    """The plan of the cost model; where it sees no way, the fastest."""
+    """The plan of the cost model; where it sees no way, the sparsest."""
     try:
         return plan(table, budget)
     except BudgetError:
-        return least(table)
+        return described(table, [row.options[-1] for row in table.layers])
 
 
 def _by_magnitude(recipe: Recipe) -> Recipe:
