@@ -11,6 +11,7 @@ from sparsegraph.lower import expand, problem, regions, single_point, winograd
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import tables
+from sparsegraph.lower.matrices import lower_matrices
 from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
@@ -23,11 +24,12 @@ _PART = 48  # rows; groups of 2, 3 and 4 rows and whole cache lines of the resul
 
 
 def lower_matmul(b: Builder, node: ir.Node) -> None:
-    """Activations [..., K] times a constant [K, N]."""
+    """Activations [..., K] times a constant [K, N], or two activations."""
     x, weight = node.inputs[0], constant(node.inputs[1])
     assert x is not None
     if weight is None or weight.ndim != 2:
-        raise Declined("the right operand is not a constant matrix")
+        lower_matrices(b, node)
+        return
     lower_linear(b, node, x, np.ascontiguousarray(weight.T), None, node.inputs[1])
 
 
