@@ -75,3 +75,15 @@ def test_rows_merge_by_task_and_limit(tmp_path: Path) -> None:
     assert [(r.limit, r.ms) for r in read(path)] == [("0.4x", 9.0), ("0.5x", 8.0), ("0.5x", 4.0)]
     last = table(read(path)).splitlines()[-1].split()
     assert last == ["job", "0.5x", "budget", "50.0%", "4.00", "0.500", "0.800", "0.2500", "0.900"]
+
+
+def test_published_budgets_hold_and_beat_one_density_for_all() -> None:
+    """Half of ONNX Runtime's time within 5 %, at least 20 % less divergence at equal time."""
+    rows = {(r.task, r.limit, r.way): r for r in read(budgets.FILE)}
+    for job in {task for task, _, _ in rows}:
+        budget, uniform = (rows[job, "0.5x", way] for way in (BUDGET, UNIFORM))
+        assert 0.5 * rows[job, "0.5x", ORT].ms == pytest.approx(budget.limit_ms)
+        assert 0.9 * budget.limit_ms < budget.ms <= 1.05 * budget.limit_ms
+        assert uniform.ms == pytest.approx(budget.ms, rel=0.03)
+        assert budget.divergence < 0.8 * uniform.divergence
+    assert (rows["minilm", "0.5x", BUDGET].rho or 0) > (rows["minilm", "0.5x", UNIFORM].rho or 1)

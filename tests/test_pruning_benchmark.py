@@ -189,6 +189,8 @@ def test_published_results_keep_their_order() -> None:
     order = ["random:0.7", "magnitude:0.7", "relevance:0.7@torch", "wanda:0.7"]
     assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 3
     assert rho["magnitude:0.7"] + 0.1 < rho["fisher:0.7@torch"]
+    assert rho["magnitude:0.7"] + 0.1 < rho["taylor:0.7@torch"]
+    assert rho["wanda:0.7"] < rho["wanda:0.7,allocate=ecoflap"]
     order = [f"{name}:0.5:channels" for name in ("random", "wanda", "lasso")]
     assert [rho[a] < rho[b] for a, b in pairwise(order)] == [True] * 2
     order = ["random:2:4", "magnitude:2:4", "wanda:2:4,permute=yes", "admm:2:4"]
