@@ -89,7 +89,7 @@ def prune(
 
     Zeros are exact and existing zeros stay; the same inputs and seed give the same weights.
     Raises UsageError for a malformed recipe, one that selects no layer, masks or densities that fit
-    no layer, or missing calibration.
+    no layer, missing calibration, feeds that are not the model's inputs, or NaN in what they give.
     """
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     feeds = [] if calibration is None else checked(model, calibration)
