@@ -129,6 +129,13 @@ def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
     T.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
 
 
+def moved(buffer: Expr, n_bytes: Expr) -> Expr:
+    """The memory of a buffer of float32 from `n_bytes` on: an address that nothing scales."""
+    kind = PointerType(tvm.ir.PrimType("float32"))
+    call = tirx.op.call_intrin(kind, "tirx.handle_add_byte_offset", buffer.data, n_bytes)
+    return T.decl_buffer((UNBOUNDED,), "float32", data=T.Bind(call, kind), align=1)
+
+
 def prefetch(buffer: Expr, index: Expr, *, is_written: bool = True) -> None:
     """Ask for the cache line of an element that will be read or written soon."""
     intent = [const(int(i), "int32") for i in (is_written, 3, 1)]  # all levels; data

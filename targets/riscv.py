@@ -31,6 +31,9 @@ GC = Target(
     abi="lp64d",
     tile_vectors=WIDE_TILES,
     narrow_index=True,
+    index_unit=0,
+    row_vectors=16,
+    segment=16,
 )
 
 
@@ -44,6 +47,8 @@ def _vector(name: str, bits: int) -> Target:
         lanes=bits // 16,  # pairs of registers: half the instructions
         n_registers=15,  # pairs, without that of the mask register
         scalar_factors=True,
+        row_vectors=0,
+        segment=4,
         joined=4,  # groups of 8 registers
         tile_vectors=NARROW_TILES,
         emulator=("qemu-riscv64", "-cpu", cpu, *_SYSTEM),

@@ -88,7 +88,11 @@ class Target:
             multiplied two at a time, parted tiles of a gather filled vector by vector.
         scalar_factors: a vector is multiplied by a scalar register; elsewhere the factor has to be
             spread over a vector first, which four values loaded at once make cheap.
-        index_unit: float32 values by which addresses are scaled for nothing.
+        index_unit: float32 values by which addresses are scaled for nothing; 0: they are not, so
+            that indices count bytes where these fit.
+        row_vectors: vectors of a tile where `coded` products of one row fill the registers; 0: the
+            tiles of all other kernels are best.
+        segment: most vectors that a segment of a gather copies.
         joined: most vectors that one instruction computes (RVV: groups of registers).
     """
 
@@ -114,7 +118,26 @@ class Target:
     narrow_index: bool = False
     scalar_factors: bool = False
     index_unit: int = 2
+    row_vectors: int = 0
+    segment: int = 4
     joined: int = 1
+
+    @property
+    def is_flat(self) -> bool:
+        """True if maps are gathered flat: whole vectors, what lies outside masked to zero.
+
+        Not where a vector is one value, which is inside or outside, and instructions count.
+        """
+        return self.lanes > 1 or not self.narrow_index
+
+    @property
+    def panel_line(self) -> int:
+        """Float32 values of which a row of a gathered panel takes a multiple.
+
+        A cache line, so that no load needs two; where instructions are what counts, a vector:
+        smaller panels of more columns, fewer partial sums.
+        """
+        return max(self.lanes, self.index_unit, 2) if self.narrow_index else 16
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""

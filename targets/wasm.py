@@ -23,6 +23,7 @@ SIMD = Target(
     output="wasm",
     tile_vectors=WIDE_TILES,
     narrow_index=True,
+    index_unit=0,
 )
 
 TARGETS = [SIMD]

@@ -57,10 +57,28 @@ def winograd(problem: Problem, m: int, target: Target) -> Choice:
 
 def coded(problem: Problem, target: Target) -> Choice:
     """Only the non-zero weights: pairs of rows if their sums leave registers for a quad."""
-    group = 2 if 2 * problem.vectors <= target.n_registers - 4 else 1
+    problem = _joined(problem, target)
+    most = target.n_registers - 4 if target.joined == 1 else target.joined
+    group = 2 if 2 * problem.vectors <= most else 1
     density = problem.density / 2 if problem.is_shared else problem.density
     tile = _column_tile(problem, density, target)
     return Choice("coded", group, (problem.vectors,), tile)
+
+
+def _joined(problem: Problem, target: Target) -> Problem:
+    """The problem in larger tiles, if its tiles may be joined and the machine gains by it.
+
+    A row alone then uses as many registers as a pair of rows did, and reads each index for twice as
+    many points: 2.2 instead of 2.5 instructions per multiply-add on RV64GC, although a pair shares
+    the loads of columns that both rows have. ResNet-18 at 64x64 with 90 % zeros: 97 %; AArch64,
+    where the index takes less: 102 %.
+    """
+    n, rest = divmod(target.row_vectors, problem.vectors)
+    tiles = problem.tiles(target.lanes) // max(1, problem.images)
+    if not problem.is_joinable or problem.is_shared or n < 2 or rest or tiles % n:
+        return problem
+    row = problem.row + (n - 1) * problem.vectors * target.lanes
+    return dataclasses.replace(problem, vectors=n * problem.vectors, row=row)
 
 
 def candidates(problem: Problem, target: Target) -> list[Choice]:

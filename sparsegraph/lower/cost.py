@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def counts(problem: Problem, choice: Choice, target: Target) -> Iterator[tuple[s
 
 def _product(p: Problem, c: Choice, target: Target) -> Counts:
     """Counts of one `Product` call."""
+    p = replace(p, vectors=sum(c.split))  # tiles that were joined
     tiles, passes = p.tiles(target.lanes), len(c.split)
     panels = math.ceil(p.columns / c.tile)
     groups = math.ceil(p.rows / c.group)

@@ -8,15 +8,16 @@ import numpy as np
 from sparsegraph.lower.windows import FLAT, Window, step_of
 from sparsegraph.targets.kernels.gather import RUN
 from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.target import Target
 
 
 def tables(
-    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int
+    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, target: Target
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two tables of a gather: runs and masks, or segments and their starts."""
-    if step_of(window, x) == FLAT:
+    if step_of(window, x, target) == FLAT:
         return flat(window, y, lanes)
-    return segments(window, x, y, lanes)
+    return segments(window, x, y, lanes, target.segment)
 
 
 def flat(window: Window, y: FeatureMajor, lanes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +57,7 @@ def _limits(valid: np.ndarray, begin: int, lanes: int) -> tuple[int, int, int]:
 
 
 def segments(
-    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int
+    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs of source points for every (tile, tap).
 
@@ -67,7 +68,7 @@ def segments(
     for tap in range(window.n_taps):
         point = window.sources(tap)
         address = np.where(point < 0, -1, point // x.block * x.tile + point % x.block)
-        pieces.append(_runs(address, window.stride[1], y.block, lanes))
+        pieces.append(_runs(address, window.stride[1], y.block, lanes, most))
     tile = np.concatenate([t[:, 0] for t in pieces])
     tap_of = np.concatenate([np.full(len(t), i) for i, t in enumerate(pieces)])
     rows = np.concatenate([t[:, 1:] for t in pieces])
@@ -77,7 +78,7 @@ def segments(
     return np.ascontiguousarray(rows[order], np.int32), starts.astype(np.int32)
 
 
-def _runs(source: np.ndarray, step: int, block: int, lanes: int) -> np.ndarray:
+def _runs(source: np.ndarray, step: int, block: int, lanes: int, most: int) -> np.ndarray:
     """Cut source addresses (-1: zero) into runs within tiles: rows (tile, to, from, vectors)."""
     position = np.arange(len(source))
     follows = np.zeros(len(source), bool)
@@ -86,7 +87,7 @@ def _runs(source: np.ndarray, step: int, block: int, lanes: int) -> np.ndarray:
     follows[1:] = (zero | moves) & (position[1:] % block != 0)
     first = position[~follows]
     length = np.diff(np.append(first, len(source)))
-    longest = 4 * lanes
+    longest = most * lanes
     pieces = -(-length // longest)
     index = np.repeat(np.arange(len(first)), pieces)
     part = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -28,6 +28,7 @@ class Problem:
         source: points of one image of the input.
         out: extents of the map (height, width); `(1, points)` of a matrix product.
         patches: Winograd's patch sizes that this layer can use.
+        is_joinable: neighbouring tiles of points may be computed as one.
     """
 
     rows: int
@@ -43,6 +44,7 @@ class Problem:
     source: int
     out: tuple[int, int]
     patches: tuple[int, ...] = ()
+    is_joinable: bool = False
 
     @property
     def columns(self) -> int:
@@ -67,12 +69,14 @@ class Operands:
         weight: [rows, columns], or [rows, channels, kh, kw] with a `window`.
         x, y: how activations and result lie.
         window: None for a matrix product.
+        planes: other operands lie in planes too.
     """
 
     weight: np.ndarray
     x: FeatureMajor
     y: FeatureMajor
     window: Window | None
+    planes: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Choice:
     Attributes:
         weight: `dense`, `coded`, or `winograd-M` with patches of M x M.
         group: rows that share activation loads.
-        split: vectors per pass over a tile of points.
+        split: vectors per pass over a tile of points; of tiles that were joined more than the
+            problem's.
         tile: columns per column tile; group, split and tile of Winograd's inner product.
         ms: time of the kernels, `dense_ms`: of ONNX Runtime's dense kernel.
         break_even: density below which `coded` wins on this machine.
@@ -124,9 +129,10 @@ def of(operands: Operands, target: Target) -> Problem:
     """What the time of a product depends on."""
     weight, x, y, window = operands.weight, operands.x, operands.y, operands.window
     gathered = window is not None and not window.is_pointwise
-    gather = windows.step_of(window, x) if window is not None and gathered else None
+    gather = windows.step_of(window, x, target) if window is not None and gathered else None
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
-    row = -(-(y.block + target.lanes) // 16) * 16 if gathered else x.row
+    line = target.panel_line
+    row = -(-(y.block + target.lanes) // line) * line if gathered else x.row
     patches = (
         windows.patch_sizes(window, weight.shape[1]) if window is not None and x.is_planar else ()
     )
@@ -144,4 +150,5 @@ def of(operands: Operands, target: Target) -> Problem:
         source=x.points,
         out=window.out if window is not None else (1, y.points),
         patches=patches,
+        is_joinable=gathered and y.is_planar and operands.planes,
     )

@@ -16,10 +16,12 @@ from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.product import Product, joined
+from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, joined
 from sparsegraph.targets.layout import FeatureMajor, blocked
+from sparsegraph.targets.target import Target
 
 _FAR = 2.5  # level 1 caches; a panel above it is asked for ahead (a gain of 5 %, below a loss)
+_VALUE_BYTES = 4
 _PART = 48  # rows; groups of 2, 3 and 4 rows and whole cache lines of the result fit
 
 
@@ -230,11 +232,11 @@ def step_product(
     lanes, target = b.target.lanes, b.target
     y = to.fm
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
-    step = None if window is None or window.is_pointwise else step_of(window, x.fm)
+    step = None if window is None or window.is_pointwise else step_of(window, x.fm, target)
     if step is None and y.block != x.fm.block:
         raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
-    operands = problem.Operands(weight, x.fm, y, window)
+    operands = problem.Operands(weight, x.fm, y, window, region is None or _in_planes(b, region))
     layer = problem.of(operands, target)
     density = layer.density
     choice = b.decide(layer, operands)
@@ -249,10 +251,14 @@ def step_product(
         single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
         return
+    n = sum(choice.split) * lanes // y.block  # tiles that are computed as one
+    assert n == 1 or y.is_planar
+    y = replace(y, block=n * y.block, tile=n * y.tile)
     tree = None if region is None or not region.nodes else region.tree
     kernel = Product(
         choice.weight, choice.group, choice.split, lanes, step, tree,
         tuple(region.kinds) if region else (), joined=joined(choice.split, target),
+        line=target.panel_line,
     )  # fmt: skip
     matrix = _columns_by_tile(weight, choice.tile // taps)
     items = y.images * y.tiles
@@ -261,9 +267,9 @@ def step_product(
         packed = formats.pack_dense(matrix, choice.group, choice.tile, chunks)
     else:  # a gathered panel ends where its tile ends
         reach = choice.tile // 2 if step is None else 0
-        unit = target.index_unit
-        distance, odd = divmod(x.fm.row if step is None else kernel.panel_row, unit)
-        near = not odd and (choice.tile + reach) * distance <= formats.MOST
+        row = x.fm.row if step is None else kernel.panel_row
+        unit, distance = _unit_of_index(row, choice.tile + reach, target)
+        near = distance > 0
         far = 4 * choice.tile * layer.row > _FAR * target.l1_bytes
         narrow = target.narrow_index
         kernel = replace(kernel, near=near, far=far, unit=unit, narrow=narrow)
@@ -271,11 +277,21 @@ def step_product(
             matrix, choice.group, choice.tile, chunks,
             reach=reach, step=distance if near else 1,
         )  # fmt: skip
-    args: list[Arg] = [*to.strides(), *x.strides(), y.images, y.tiles, columns, choice.tile]
+    args: list[Arg] = [
+        to.address,
+        y.image,
+        y.tile,
+        y.row,
+        *x.strides(),
+        y.images,
+        y.tiles,
+        columns,
+        choice.tile,
+    ]
     args.append(b.weight(f"{name}.bias", full_bias))
     args += [b.weight(f"{name}.{stream}", array) for stream, array in kernel.streams(packed)]
     if step is not None and window is not None:
-        first, second = tables(window, x.fm, y, kernel.gather_lanes)
+        first, second = tables(window, x.fm, y, kernel.gather_lanes, target)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
         args += [
             kernel.panel_row,
@@ -285,7 +301,7 @@ def step_product(
         ]
     if region:
         for value, kind in zip(region.operands, region.kinds):
-            args += operand(b, value, kind, to)
+            args += _of_tiles(n, kind, operand(b, value, kind, to))
     macs = weight.size * y.images * y.points
     tiled: tuple[str, ...] = ("y", "x") if step is None else ("y",)
     tiled += tuple(f"o{i}" for i, kind in enumerate(kernel.operands) if kind == "same")
@@ -295,6 +311,31 @@ def step_product(
         detail=f"{choice.weight} {density:.1%} non-zero, {y.points} points",
     )  # fmt: skip
     b.describe(nodes[0], weight.shape, density, choice, macs)
+
+
+def _in_planes(b: Builder, region: regions.Region) -> bool:
+    """True if all operands of the region that have points lie in planes."""
+    same = (b.layout_of(v) for v, kind in zip(region.operands, region.kinds) if kind == "same")
+    return all(layout is not None and layout.is_planar for layout in same)
+
+
+def _unit_of_index(row: int, columns: int, target: Target) -> tuple[int, int]:
+    """`Product.unit`, and the distance of two panel rows in it; 0 if indices count columns."""
+    n_bytes = _VALUE_BYTES * row
+    if target.index_unit == BYTES and columns * n_bytes <= formats.MOST:
+        return BYTES, n_bytes
+    unit = target.index_unit or UNIT
+    distance, odd = divmod(row, unit)
+    return unit, 0 if odd or columns * distance > formats.MOST else distance
+
+
+def _of_tiles(n: int, kind: str, args: tuple[Arg, ...]) -> tuple[Arg, ...]:
+    """Arguments of an operand whose tiles are joined, `n` to one."""
+    if kind != "same":
+        return args
+    address, image, tile, row = args
+    assert isinstance(tile, int)
+    return address, image, n * tile, row
 
 
 def _columns_by_tile(weight: np.ndarray, channels: int) -> np.ndarray:

@@ -41,13 +41,16 @@ class Gather:
         step: `FLAT` or the step between source points.
         vectors, lanes: size of a panel row without its spare vector.
         by_vector: parted rows are filled a vector of all channels after the other.
+        segment: most vectors of a segment (`Target.segment`).
     """
 
     def __init__(
-        self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int, *, by_vector: bool = False
-    ) -> None:
+        self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int, *,
+        by_vector: bool = False, segment: int = 4,
+    ) -> None:  # fmt: skip
         self.a, self.step, self.vectors, self.lanes = a, step, vectors, lanes
         self.by_vector = by_vector
+        self.segment = segment
 
     def fill(self, image: Expr, tile: Expr, start: Expr, width: Expr) -> None:
         """Columns [start, start + width) of a tile; whole channels, taps outermost."""
@@ -138,7 +141,7 @@ class Gather:
     # ------------------------------------------------------------ segments
 
     def _segments(self, at: Expr, to_tap: Expr, source: Expr, channels: Expr) -> None:
-        """A segment (to, from, vectors) copies 1 to 4 whole vectors of every channel.
+        """A segment (to, from, vectors) copies 1 to `segment` whole vectors of every channel.
 
         What overshoots is overwritten by the next segment or falls into the spare vector at the
         row's end. `from` < 0 writes zeros. `segment_start` [tiles*taps + 1] tells the segments of
@@ -160,7 +163,7 @@ class Gather:
         a, lanes, row = self.a, self.lanes, self.a["panel_row"]
         # A constant 0 would keep a register through the loops of the products, which need them all.
         zero = bind(splat(emit.T.cast(emit.minimum(to + row, const(0, "int32")), "float32"), lanes))
-        for n in range(1, 5):
+        for n in range(1, self.segment + 1):
             with when(vectors == n), loop(0, channels) as c:
                 for v in range(n):
                     value = zero if begin is None else self._read(begin + c * a["x_row"], v)

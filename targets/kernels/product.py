@@ -28,6 +28,7 @@ from sparsegraph.targets.target import Target
 from sparsegraph.formats import GROUPS_AHEAD, QUAD, QUADS_AHEAD, Packed
 
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
+BYTES = 0  # `Product.unit`: indices are not scaled
 _CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
 
@@ -47,9 +48,10 @@ class Product:
             the packed weights each.
         near: column indices of `coded` are distances in the panel, in `unit`s; else columns.
         far: the panel is larger than the level 1 cache: its rows are asked for a few quads ahead.
-        unit: float32 values that `near` counts (`Target.index_unit`).
+        unit: float32 values that `near` counts, or `BYTES` (`Target.index_unit`).
         narrow: column indices of `coded` are loaded one by one (`Target.narrow_index`).
         joined: vectors that are computed as one; `split` is in multiples of it (`Target.joined`).
+        line: elements of which a row of the gathered panel takes a multiple (`Target.panel_line`).
     """
 
     weight: str
@@ -65,6 +67,7 @@ class Product:
     unit: int = UNIT
     narrow: bool = False
     joined: int = 1
+    line: int = LINE
 
     @property
     def vectors(self) -> int:
@@ -84,11 +87,11 @@ class Product:
 
     @property
     def panel_row(self) -> int:
-        """Elements between rows of the gathered panel: one spare vector, whole cache lines.
+        """Elements between rows of the gathered panel: one spare vector, whole lines.
 
         The kernel takes it as an argument: with a constant here LLVM spills accumulators.
         """
-        return -(-(self.block + self.gather_lanes) // 16) * 16
+        return -(-(self.block + self.gather_lanes) // self.line) * self.line
 
     @property
     def name(self) -> str:
@@ -154,6 +157,9 @@ def joined(split: Sequence[int], target: Target) -> int:
     return math.gcd(target.joined, *split)
 
 
+_Place = tuple[Expr, Expr]  # a buffer and an index
+
+
 class _Emitter:
     """Loops of one product kernel, outermost first."""
 
@@ -165,6 +171,7 @@ class _Emitter:
         self.index = "int64" if "64" in target.arch else "int32"  # of the coded streams
         self.scalar_factors = target.scalar_factors
         self.spares = target.narrow_index  # instructions
+        self.segment = target.segment
 
     def run(self) -> None:
         a = self.a
@@ -198,7 +205,7 @@ class _Emitter:
             self.panel_base = bind(base)
         else:
             kind = (spec.gather, spec.block // spec.gather_lanes, spec.gather_lanes)
-            panel = gather.Gather(a, *kind, by_vector=self.spares)
+            panel = gather.Gather(a, *kind, by_vector=self.spares, segment=self.segment)
             panel.fill(self.image, self.tile, start, width)
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")
@@ -230,7 +237,7 @@ class _Emitter:
                     bind(splat(load(self.a["values"], value + k * group + r), self.lanes))
                     for r in range(group)
                 ]
-                self.multiply(acc, weights, panel + k * self.panel_row)
+                self.multiply(acc, weights, (self.panel, panel + k * self.panel_row))
             self.cursors["value"].set(value + width * group)
             self.end_group(t, acc, at, rows, offset)
 
@@ -293,8 +300,8 @@ class _Emitter:
 
     def single(self, acc: list[list[Cell]], quads: "_Quads") -> None:
         columns, w = quads.columns(), quads.values()
-        for k, (address, weight) in enumerate(zip(columns, w)):
-            self.multiply([acc[k % self.spec.group]], [weight], address)
+        for k, (place, weight) in enumerate(zip(columns, w)):
+            self.multiply([acc[k % self.spec.group]], [weight], place)
         quads.advance()
 
     def wide(self, x: Expr) -> Expr:
@@ -347,12 +354,13 @@ class _Emitter:
                 self.store(acc, at)
 
     def multiply(
-        self, rows: Sequence[Sequence[Cell]], weights: Sequence[Expr], panel: Expr
+        self, rows: Sequence[Sequence[Cell]], weights: Sequence[Expr], place: _Place
     ) -> None:
         """rows[r][v] += weights[r] * x[v] for one column."""
-        lanes, at = self.lanes, bind(panel)
+        lanes, (panel, index) = self.lanes, place
+        at = bind(index)
         for v in range(len(rows[0])):
-            x = bind(load(self.panel, at + v * lanes, lanes))
+            x = bind(load(panel, at + v * lanes, lanes))
             for cells, factor in zip(rows, weights):
                 cells[v].set(cells[v].get() + factor * x)
 
@@ -409,6 +417,7 @@ class _Quads:
     Eight scalar loads per quad would take as many load slots as half its activations do. The quad
     of values is repeated over the vector and carried through the loop, so that LLVM splats it
     within 128 bits by a shuffle; straight from memory it would turn it back into four loads.
+    Scalars are loaded where they are used: carried through the loop, LLVM gathers them in a vector.
     """
 
     def __init__(self, emitter: _Emitter, panel: Expr, value: Expr, column: Expr) -> None:
@@ -416,41 +425,47 @@ class _Quads:
         self.value, self.column = Cell(emitter.index), Cell(emitter.index)
         self.value.set(value)
         self.column.set(column)
-        near = emitter.spec.near
-        self.step = (
-            const(emitter.spec.unit, emitter.index) if near else emitter.wide(emitter.panel_row)
-        )
+        self.step = emitter.wide(emitter.panel_row)
+        if emitter.spec.near:
+            self.step = const(emitter.spec.unit, emitter.index)
+            if emitter.spec.unit == BYTES:
+                self.memory = emit.moved(emitter.panel, panel * 4)
         self.is_wide = self.lanes % QUAD == 0 and not emitter.scalar_factors
-        width = self.lanes if self.is_wide else 1
-        self.quad = [Cell("float32", width) for _ in range(1 if self.is_wide else QUAD)]
-        self.load_values()
+        if self.is_wide:
+            self.quad = Cell("float32", self.lanes)
+            self.load_values()
 
-    def columns(self) -> list[Expr]:
-        """Addresses of the panel rows of the next four columns."""
+    def columns(self) -> list[_Place]:
+        """Where the panel rows of the next four columns lie."""
         at = bind(self.column.get())
         self.column.set(at + 1)
         if self.e.spec.far and self.e.prefetches:
-            for row in self._addresses(at + QUADS_AHEAD):
+            for panel, row in self._places(at + QUADS_AHEAD):
                 row = bind(row)
                 for point in range(0, self.e.spec.block, LINE):
-                    emit.prefetch(self.e.panel, row + point, is_written=False)
-        return self._addresses(at)
+                    emit.prefetch(panel, row + point, is_written=False)
+        return self._places(at)
 
-    def _addresses(self, at: Expr) -> list[Expr]:
-        index, quad = self.e.a["column_index"], at
+    def _places(self, quad: Expr) -> list[_Place]:
+        parts = self._indices(quad)
+        if self.e.spec.near and self.e.spec.unit == BYTES:
+            return [(emit.moved(self.memory, k), const(0, "int32")) for k in parts]
+        return [(self.e.panel, self.panel + k * self.step) for k in parts]
+
+    def _indices(self, quad: Expr) -> list[Expr]:
+        index = self.e.a["column_index"]
         if self.e.spec.narrow:
-            parts = [self.e.wide(load(index, quad * QUAD + i)) for i in range(QUAD)]
-            return [self.panel + k * self.step for k in parts]
+            return [self.e.wide(load(index, quad * QUAD + i)) for i in range(QUAD)]
         word = bind(load(index, quad))
         mask = const(0xFFFF, "int64")
-        parts = [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
-        return [self.panel + k * self.step for k in parts]
+        return [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
 
     def values(self) -> list[Expr]:
-        """The four values that were loaded last, each over all lanes."""
+        """The next four values, each over all lanes."""
         if not self.is_wide:
-            return [bind(splat(cell.get(), self.lanes)) for cell in self.quad]
-        quad, within = bind(self.quad[0].get()), range(0, self.lanes, QUAD)
+            values, start = self.e.a["values"], bind(self.value.get())
+            return [bind(splat(load(values, start + i), self.lanes)) for i in range(QUAD)]
+        quad, within = bind(self.quad.get()), range(0, self.lanes, QUAD)
         return [
             emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
         ]
@@ -458,18 +473,15 @@ class _Quads:
     def advance(self) -> None:
         """Go on to the next four values."""
         self.value.set(self.value.get() + QUAD)
-        self.load_values()
+        if self.is_wide:
+            self.load_values()
 
     def load_values(self) -> None:
         values, start = self.e.a["values"], bind(self.value.get())
-        if not self.is_wide:
-            for i, cell in enumerate(self.quad):
-                cell.set(load(values, start + i))
-            return
         quad = bind(load(values, start, QUAD))
         copies = [quad] * (self.lanes // QUAD)
         whole = quad if self.lanes == QUAD else emit.shuffle(copies, range(self.lanes))
-        self.quad[0].set(whole)
+        self.quad.set(whole)
 
 
 def _constant(value: Expr, at: int) -> Expr:

@@ -1,9 +1,12 @@
 """Whole models compile without a fallback node and equal ONNX Runtime, dense and pruned."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 from sparsegraph.targets.layout import point_block
+from sparsegraph.targets.target import Target
 
 import benchmarks.prune
 from benchmarks import real_models, zoo
@@ -107,6 +110,47 @@ def test_pointwise_output_of_whole_tiles_is_written_where_the_caller_wants_it(
     expected = verify.run_onnx(load(proto), feeds)
     names = [o.name for o in compiled.session.get_outputs()]
     assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-5
+
+
+FEW = dataclasses.replace(targets.native(), narrow_index=True, index_unit=0)
+"""This machine, with code as for those where instructions are what counts."""
+SCALAR = dataclasses.replace(FEW, lanes=1, n_registers=32, row_vectors=16, segment=16)
+JOINED = dataclasses.replace(FEW, n_registers=15, scalar_factors=True, joined=4)
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "kind"),
+    [
+        (SCALAR, 8, "r1_v16_l1_gather1_near_narrow_unit0_relu_add"),
+        (SCALAR, 7, "r2_v5_l1_gather1_near_narrow_unit0_relu_add"),
+        (JOINED, 16, "r1_v4_l8_gather0_near_narrow_unit0_x4_relu_add"),
+        (JOINED, 4, "r2_v2_l8_gather0_near_narrow_unit0_x2_relu_add"),
+    ],
+)
+def test_machines_where_instructions_are_what_counts(target: Target, size: int, kind: str) -> None:
+    channels, rng = 11, np.random.default_rng(size)
+    weights = rng.standard_normal((2, channels, channels, 3, 3)).astype(np.float32)
+    weights[rng.random(weights.shape) >= 0.1] = 0
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "b"], ["d"]),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("MaxPool", ["e"], ["y"], kernel_shape=[2, 2]),
+    ]
+    x = rng.standard_normal((2, channels, size, size)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes, "residual", [helper.make_tensor_value_info("x", 1, x.shape)],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    compiled = compile(proto, target, check=False, fallback=False)
+    (segment,) = compiled.session.manifest["segments"]
+    assert any(kind in step["kernel"] for step in segment["steps"])
+    expected = verify.run_onnx(load(proto), {"x": x})
+    assert verify.compare({"y": compiled.run(None, {"x": x})[0]}, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(("c_in", "is_copied"), [(16, False), (512, True)])

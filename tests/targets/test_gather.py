@@ -1,5 +1,6 @@
 """Gathered panels: convolutions against float64 over odd geometries, and where the copies read."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sparsegraph.lower.windows import Window, step_of
 from tests.targets.test_product import SPARING, bound, library, sparse
 
 TARGET = targets.native()
-LANES = TARGET.lanes
+SCALAR = dataclasses.replace(SPARING, lanes=1, joined=1, segment=16)
 GEOMETRIES = [  # size, kernel, stride, dilation, pads
     ((14, 14), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
     ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
@@ -61,14 +62,15 @@ def run(
     """
     images, channels = x.shape[:2]
     points, taps = window.out[0] * window.out[1], window.n_taps
-    yl = blocked(images, len(weight), points, 1, TARGET)
-    split = (yl.block // LANES,)
-    step, n = step_of(window, xl), joined(split, target)
-    kernel = Product(weight_format, 2, split, LANES, step, joined=n)
+    yl = blocked(images, len(weight), points, 1, target)
+    lanes = target.lanes
+    split = (yl.block // lanes,)
+    step, n = step_of(window, xl, target), joined(split, target)
+    kernel = Product(weight_format, 2, split, lanes, step, joined=n, line=target.panel_line)
     tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
     packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
     packed = packer(_columns_by_tile(weight, 4), 2, tile)
-    first, second = tables(window, xl, yl, kernel.gather_lanes)
+    first, second = tables(window, xl, yl, kernel.gather_lanes, target)
     memory = host.empty(xl.size + 2 * 256)
     memory[:] = np.nan
     memory[256 : 256 + xl.size] = convert.pack(x, xl, fill=np.nan)
@@ -86,8 +88,8 @@ def run(
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [(blocked, TARGET), (planar, TARGET), (planar, SPARING)],
-    ids=["blocked", "planar", "planar, few instructions"],
+    [(blocked, TARGET), (planar, TARGET), (planar, SPARING), (planar, SCALAR)],
+    ids=["blocked", "planar", "planar, few instructions", "planar, scalar"],
 )
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("weight_format", ["dense", "coded"])
@@ -100,7 +102,7 @@ def test_convolution_gathers_its_panel(
     weight = sparse((rows, channels, *window.kernel), 0.4, 5)
     x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
     bias = rng.standard_normal(rows).astype(np.float32)
-    xl = source(images, channels, window.size[0] * window.size[1], 1, TARGET)
+    xl = source(images, channels, window.size[0] * window.size[1], 1, target)
     got = run(weight_format, window, weight, x.reshape(images, channels, -1), bias, xl, target)
     flat_weight = weight.reshape(rows, -1)
     limit = bound(flat_weight, np.full((flat_weight.shape[1], 1), np.abs(x).max()))
@@ -112,7 +114,7 @@ def test_convolution_gathers_its_panel(
 def test_the_kind_of_copy_follows_the_geometry() -> None:
     def step(geometry: Any, source: Any) -> int:
         window = Window(*geometry)
-        return step_of(window, source(1, 3, window.size[0] * window.size[1], 1, TARGET))
+        return step_of(window, source(1, 3, window.size[0] * window.size[1], 1, TARGET), TARGET)
 
     assert step(GEOMETRIES[0], planar) == FLAT
     assert step(GEOMETRIES[0], blocked) == 1 or blocked(1, 3, 196, 1, TARGET).is_planar
@@ -163,6 +165,6 @@ def test_runs_copy_exactly_the_window_and_stay_near_the_source(window: Window, l
 def test_segments_of_a_strided_window() -> None:
     window = Window((4, 4), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0))
     layout = FeatureMajor(1, 1, 16, 16, 0, 16, 16, 1)
-    rows, starts = segments(window, layout, FeatureMajor(1, 1, 4, 8, 0, 8, 8, 1), 8)
+    rows, starts = segments(window, layout, FeatureMajor(1, 1, 4, 8, 0, 8, 8, 1), 8, 4)
     assert rows.tolist() == [[0, 0, 1], [2, 8, 1]]
     assert starts.tolist() == [0, 2]

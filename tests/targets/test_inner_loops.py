@@ -23,8 +23,8 @@ MIX = {
     "aarch64-sve256": ((24, 4, r"\bz\d+\.s"), (32, 17, r"\bz\d+\.s")),
     "a64fx": ((96, 40, r"\bz\d+\.s"), (64, 35, r"\bz\d+\.s")),
     "riscv64": ((20, 9, r"\bf[tsa]\d+"), (32, 24, r"\bf[tsa]\d+")),
-    "riscv64-v128": ((2, 3, r"\bv\d+"), (8, 12, r"\bv\d+")),  # of four vectors each
-    "riscv64-v256": ((2, 3, r"\bv\d+"), (8, 12, r"\bv\d+")),
+    "riscv64-v128": ((2, 3, r"\bv\d+"), (8, 16, r"\bv\d+")),  # of four vectors each
+    "riscv64-v256": ((2, 3, r"\bv\d+"), (8, 16, r"\bv\d+")),
     "armv7": ((12, 12, r"\bq\d+"), None),
     "cortex-m7": ((32, 24, r"\bs\d+"), None),
     "cortex-m55": ((4, 4, r"\bq\d+"), (16, 17, r"\bq\d+")),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.product import Product, joined, reference
+from sparsegraph.targets.kernels.product import BYTES, Product, joined, reference
 from sparsegraph.targets.layout import FeatureMajor, blocked
 from sparsegraph.targets.target import Target
 
@@ -69,7 +69,7 @@ def run(
     yl = with_block(blocked(images, rows, points, 1, TARGET), kernel.block)
     y = host.empty(yl.size + 64)
     if kernel.weight == "coded":
-        step = xl.row // kernel.unit if kernel.near else 1
+        step = (xl.row // kernel.unit if kernel.unit else 4 * xl.row) if kernel.near else 1
         packed = formats.pack_coded(weight, kernel.group, tile, chunks, reach=reach, step=step)
     else:
         packed = formats.pack_dense(weight, kernel.group, tile, chunks)
@@ -113,7 +113,7 @@ def test_every_variant_equals_the_reference(
 
 
 @pytest.mark.parametrize("group", [1, 2])
-@pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4)])
+@pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4), (True, BYTES)])
 @pytest.mark.parametrize(("lanes", "vectors"), [(4, 5), (1, 5), (4, 1), (8, 4), (4, 6)])
 def test_indices_loaded_one_by_one(
     lanes: int, vectors: int, near: bool, unit: int, group: int
