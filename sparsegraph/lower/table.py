@@ -7,6 +7,7 @@ import onnx_ir as ir
 from sparsegraph.lower.attention import lower_attention
 from sparsegraph.lower.builder import Builder
 from sparsegraph.lower.elementwise import lower_elementwise
+from sparsegraph.lower.group_norm import lower_group_norm
 from sparsegraph.lower.movement import (
     lower_concat,
     lower_depth_space,
@@ -35,6 +36,8 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Attention": lower_attention,
     "LayerNormalization": lower_norm,
     "RMSNormalization": lower_norm,
+    "InstanceNormalization": lower_group_norm,
+    "GroupNormalization": lower_group_norm,
     "Softmax": lower_softmax,
     "LogSoftmax": lower_softmax,
     "ArgMax": lower_arg,
