@@ -46,6 +46,7 @@ class Row:
         runner: what ran it: `native`, an emulator's command, or why it did not run.
         max_rel_error: max |a - b| / max |b| against ONNX Runtime; None where it did not run.
         code_bytes: of library, module or C files.
+        commit: whose kernels they are; kept rows are of earlier ones.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Row:
     weight_bytes: int | None = None
     code_bytes: int | None = None
     error: str | None = None
+    commit: str = ""
 
     @property
     def key(self) -> Key:
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     done = {row.key for row in rows.values() if row.error is None}
     wanted = matrix(options.only, options.densities, options.on, options.models, done)
     for row in wanted:
-        rows[row.key] = row
+        rows[row.key] = replace(row, commit=found.commit)
         print(line(row), file=sys.stderr, flush=True)
         _save(options.json, found, list(rows.values()))
     print(table(list(rows.values())))

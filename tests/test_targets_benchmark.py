@@ -46,12 +46,13 @@ def test_rows_of_an_earlier_call_are_kept_and_failures_tried_again(tmp_path: Pat
     assert 0 < row["weight_bytes"] < row["code_bytes"]
     planted = json.loads(file.read_text())
     failed = row | {"density": 0.2, "error": "RunFailed: exit code 1"}
-    planted["rows"] = [row | {"max_rel_error": 0.0}, failed]
+    planted["rows"] = [row | {"max_rel_error": 0.0, "commit": "earlier"}, failed]
     file.write_text(json.dumps(planted))
     words[3:4] = [".1", ".2"]
     assert targets.main([*words, "--json", str(file)]) == 0
     first, second = json.loads(file.read_text())["rows"]
-    assert first["max_rel_error"] == 0.0  # not measured again
+    assert (first["max_rel_error"], first["commit"]) == (0.0, "earlier")  # not measured again
+    assert second["commit"] == planted["commit"]
     assert second["error"] is None
 
 
