@@ -5,7 +5,7 @@ import math
 import onnx_ir as ir
 
 from sparsegraph.lower.builder import Builder, Declined, dtype_of, shape_of
-from sparsegraph.program import Scratch
+from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.matrix import kernel_for
 
 _PANEL_BYTES = 4 << 20  # of scratch per thread
@@ -41,7 +41,7 @@ def lower_matrices(b: Builder, node: ir.Node) -> None:
     span = -(-m // parts)
     steps = (m * k if batches[0] > 1 else 0, k * n if batches[1] > 1 else 0)
     sizes = (Scratch(scratch), m, k, n, panels, span)
-    args = [y.address, x.address, steps[0], w.address, steps[1], *sizes]
+    args: list[Arg] = [y.address, x.address, steps[0], w.address, steps[1], *sizes]
     flops = 2 * n_batches * m * k * n
     detail = f"{n_batches} x {m} x {k} x {n}"
     items = n_batches * panels * -(-m // span)
