@@ -32,7 +32,7 @@ CONVERSION = 19.0  # changing the layout of one element, in multiply-adds of ONN
 def choose(problem: Problem, target: Target) -> Choice:
     """The cheapest way by the cost model; `coded` exactly below the break-even density.
 
-    There it gains `_GAIN`: weights with few zeros take up to 1.5 times their dense bytes as `coded`.
+    There it gains `_GAIN`: with few zeros it takes up to 1.5 times the bytes of the dense weight.
     """
     dense_ms = cost.dense_ms(problem, target)
     other = min(_priced(unstructured(problem, target), problem, target), key=lambda c: c.ms)
