@@ -90,6 +90,20 @@ def test_winograd_for_dense_weights_and_never_for_few() -> None:
     assert plain.break_even > dense.break_even
 
 
+def test_a_nearly_dense_weight_stays_dense() -> None:
+    """Kernels for few values would tie here, and their weights are larger."""
+    case = dataclasses.replace(product(1152, 384, 197), density=0.98)
+    assert choose.coded_ms(case, 0.98, V3) < cost.ours_ms(case, choose.dense(case, V3), V3)
+    assert choose.choose(case, V3).weight == "dense"
+
+
+def test_a_gathered_panel_that_fits_is_not_cut() -> None:
+    stem = convolution(64, 3, 224, 7, 2)
+    assert choose.dense(stem, V3).tile == stem.columns
+    assert choose.dense(convolution(64, 4, 224, 7, 2), V3).tile < 4 * 49
+    assert choose.dense(product(1024, 240, 384), V3).tile < 240  # not gathered
+
+
 def test_gathering_is_not_free() -> None:
     direct, strided = convolution(256, 64, 28, 1), convolution(256, 64, 56, 1, 2)
     assert (direct.gather, strided.gather) == (None, 2)
