@@ -29,6 +29,7 @@ from benchmarks import results
 from benchmarks.pruning import density
 from benchmarks.quality_tasks import Feed, Task, minilm_retrieval, pictures
 from benchmarks.timing import Plan, interleave, pinned
+from sparsegraph import output
 from sparsegraph.budget.measured import Timer, timer
 from sparsegraph.budget.within import prune_within
 from sparsegraph.compile import compile
@@ -184,9 +185,7 @@ def save(path: Path, rows: Sequence[Row], arguments: Sequence[str]) -> None:
     head = asdict(results.begin(["benchmarks.budgets", *arguments]))
     kept = {key: head[key] for key in ("created", "commit", "machine", "versions")}
     text = json.dumps({**kept, "rows": [asdict(r) for r in (*held, *rows)]}, indent=1)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    output.write_text(path, text + "\n")
 
 
 HEAD = "task      limit     way          zeros       ms  of ORT  of limit  divergence    rho  right"

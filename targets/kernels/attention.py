@@ -16,6 +16,7 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import math
+from sparsegraph.targets.kernels.vectors import in_groups
 from sparsegraph.targets.target import Target
 
 _LOWEST = -2e30  # scores below are masked: a row of them gives zeros, as in ONNX Runtime
@@ -160,16 +161,6 @@ class _Emitter:
 
         self.each_query_vector(clear)
 
-    def in_groups(self, count: Expr, body: Callable[[Expr, int], None]) -> None:
-        """body(first, group) over `count` rows; the rest in pairs and alone."""
-        done: Expr = const(0, "int32")
-        for group in sorted({self.spec.group, min(2, self.spec.group), 1}, reverse=True):
-            full = bind(emit.divide(count - done, group))
-            first = done
-            with loop(0, full) as g:
-                body(bind(first + g * group), group)
-            done = bind(first + full * group)
-
     def tile_keys(self, t: Expr) -> Expr:
         """Keys in tile t of the chunk."""
         width = self.spec.key_block
@@ -183,8 +174,10 @@ class _Emitter:
             row = bind(t * self.spec.key_block)
             at = bind(self.base["k"] + (self.first + t) * self.a["k_tile"])
             self.spans(
-                lambda span, n: self.in_groups(
-                    keys, lambda j, group: self.score_group(at, row, j, group, span, n)
+                lambda span, n: in_groups(
+                    keys,
+                    self.spec.group,
+                    lambda j, group: self.score_group(at, row, j, group, span, n),
                 )
             )
 
@@ -259,8 +252,10 @@ class _Emitter:
     def values(self) -> None:
         """y[d, :] = y[d, :] * factor + sum_j v[d, j] weights[j, :]."""
         self.spans(
-            lambda span, n: self.in_groups(
-                self.a["value_depth"], lambda d, group: self.value_group(d, group, span, n)
+            lambda span, n: in_groups(
+                self.a["value_depth"],
+                self.spec.group,
+                lambda d, group: self.value_group(d, group, span, n),
             )
         )
 

@@ -161,8 +161,10 @@ class Gather:
 
     def _segment(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
         a, lanes, row = self.a, self.lanes, self.a["panel_row"]
-        # A constant 0 would keep a register through the loops of the products, which need them all.
-        zero = bind(splat(emit.T.cast(emit.minimum(to + row, const(0, "int32")), "float32"), lanes))
+        zero = None
+        if begin is None:  # a constant would hold a register in the products, which need them all
+            zero = emit.T.cast(emit.minimum(to + row, const(0, "int32")), "float32")
+            zero = bind(splat(zero, lanes))
         for n in range(1, self.segment + 1):
             with when(vectors == n), loop(0, channels) as c:
                 for v in range(n):

@@ -14,6 +14,7 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels.attention import multiply_add
+from sparsegraph.targets.kernels.vectors import in_groups
 from sparsegraph.targets.target import Target
 
 
@@ -72,18 +73,11 @@ class _Emitter:
             self.pack(bind(batch * a["w_batch"] + column))
             source = bind(batch * a["a_batch"] + first * a["k"])
             to = bind((batch * a["m"] + first) * a["n"] + column)
-            self.blocks(source, to, n_rows)
 
-    def blocks(self, source: Expr, to: Expr, n_rows: Expr) -> None:
-        """All rows of the panel: in full blocks, in pairs, and alone."""
-        a, most = self.a, self.spec.rows
-        done: Expr = const(0, "int32")
-        for rows in sorted({most, min(2, most), 1}, reverse=True):
-            full, first = bind(emit.divide(n_rows - done, rows)), done
-            with loop(0, full) as i:
-                row = bind(first + i * rows)
+            def block(row: Expr, rows: int) -> None:
                 self.block(bind(source + row * a["k"]), bind(to + row * a["n"]), rows)
-            done = bind(first + full * rows)
+
+            in_groups(n_rows, spec.rows, block)
 
     def each_vector(self, visit: Callable[[int], None]) -> None:
         for v in range(self.spec.vectors):

@@ -128,21 +128,16 @@ class Product:
 
     def streams(self, packed: Packed) -> list[tuple[str, np.ndarray]]:
         """Name and array of the arguments `values` and what follows, as this kernel reads them."""
-        order, index = packed.slots, packed.column_index
-        found = [("values", packed.values), ("chunks", packed.chunks)]
+        values, chunks = ("values", packed.values), ("chunks", packed.chunks)
         if self.weight == "dense":
-            return [found[0], ("rows", order), found[1]]
+            return [values, ("rows", packed.slots), chunks]
+        groups, columns = packed.slots, packed.column_index
         if self.narrow:
-            index = index.view(np.uint16)
+            columns = columns.view(np.uint16)
         else:
-            order = order.view(np.int64)
-        return [
-            found[0],
-            ("groups", order),
-            found[1],
-            ("columns", index),
-            ("counts", packed.counts),
-        ]
+            groups = groups.view(np.int64)
+        counts = ("counts", packed.counts)
+        return [values, ("groups", groups), chunks, ("columns", columns), counts]
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args, target).run()
@@ -256,7 +251,7 @@ class _Emitter:
             record = self.wide(first + i)
             rows = self.rows(record)
             both, single = (self.wide(n) for n in self.pair_of(record * 2 + 1))
-            self.prefetch(self.rows(record + GROUPS_AHEAD), offset, vectors)
+            self.prefetch(record + GROUPS_AHEAD, offset, vectors)
             acc, at = self.begin_group(t, rows, offset, vectors)
             if spec.group == 2:
                 with loop(0, both):
@@ -328,13 +323,13 @@ class _Emitter:
                         cell.set(load(a["y"], start + v * lanes, lanes))
         return acc, at
 
-    def prefetch(self, rows: Sequence[Expr], offset: int, vectors: int) -> None:
+    def prefetch(self, record: Expr, offset: int, vectors: int) -> None:
         """Ask for the memory of a later group's sums: a store that misses is slower than a load."""
         if not self.prefetches or (self.spares and self.spec.block < LINE):
             return  # rows shorter than a cache line lie side by side
         a = self.a
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + offset
-        for row in rows:
+        for row in self.rows(record):
             ahead = bind(base + row * a["y_row"])
             for point in range(0, vectors * self.lanes, LINE):
                 emit.prefetch(a["y"], ahead + point)

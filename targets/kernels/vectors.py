@@ -1,4 +1,4 @@
-"""Loops over a contiguous run: whole vectors, then the rest one by one."""
+"""Loops over a contiguous run: whole vectors or groups of rows, then the rest."""
 
 from collections.abc import Callable
 
@@ -17,3 +17,14 @@ def each_vector(n: Expr, lanes: int, visit: Callable[[Expr, int], None]) -> None
     done = emit.bind(vectors * lanes)
     with emit.loop(0, T.bitwise_and(n, emit.const(lanes - 1, "int32"))) as rest:
         visit(done + rest, 1)
+
+
+def in_groups(count: Expr, most: int, body: Callable[[Expr, int], None]) -> None:
+    """body(first, group) over `count` rows in groups of `most`; the rest in pairs and alone."""
+    done: Expr = emit.const(0, "int32")
+    for group in sorted({most, min(2, most), 1}, reverse=True):
+        full = emit.bind(emit.divide(count - done, group))
+        first = done
+        with emit.loop(0, full) as g:
+            body(emit.bind(first + g * group), group)
+        done = emit.bind(first + full * group)
