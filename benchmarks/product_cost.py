@@ -30,6 +30,7 @@ from benchmarks import product_grid, results
 from sparsegraph import output, targets
 from sparsegraph.lower import cost, problem, trial
 from sparsegraph.lower.problem import Choice, Problem
+from sparsegraph.lower.windows import Filter
 
 FOLDS = 5
 ROUNDS, BLOCK_MS = 5, 4.0
@@ -159,7 +160,7 @@ def predicted(record: Record, prices: cost.Prices, target: Target) -> float:
 def _problem(record: Record) -> Problem:
     fields = dict(record["problem"])
     fields |= {name: tuple(fields[name]) for name in ("out", "patches")}
-    return Problem(**fields)
+    return Problem(**{**fields, "filter": Filter(*fields.get("filter", ()))})
 
 
 def _choice(record: Record) -> Choice | None:

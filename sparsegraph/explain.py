@@ -62,8 +62,10 @@ def why_dense(layer: Mapping[str, Any]) -> str:
     if layer["density"] == 1:
         reason = "no zeros"
     for part in fast:
-        m = int(part.removeprefix("winograd-"))
-        reason += f"; Winograd F({m},3), weights {(m + 2) ** 2 / 9:.1f} times as large"
+        m, _, taps = part.removeprefix("winograd-").partition(",")
+        size = f"weights {(int(m) + 2) ** 2 / 9:.1f} times as large"
+        reason += f"; Winograd F({m},{taps or 3}), "
+        reason += "even and odd rows and columns apart" if taps else size
     return reason
 
 

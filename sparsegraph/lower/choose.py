@@ -54,9 +54,10 @@ def dense(problem: Problem, target: Target) -> Choice:
 
 
 def winograd(problem: Problem, m: int, target: Target) -> Choice:
-    """A dense 3x3 convolution by patches of m x m."""
+    """A dense convolution by patches of m x m."""
     inner = dense(cost.inner_problem(problem, m, target), target)
-    return dataclasses.replace(inner, weight=f"winograd-{m}")
+    taps = f",{problem.filter.taps}" if problem.filter.stride > 1 else ""
+    return dataclasses.replace(inner, weight=f"winograd-{m}{taps}")
 
 
 def coded(problem: Problem, target: Target) -> Choice:

@@ -167,16 +167,18 @@ def _runs(p: Problem, c: Choice, groups: int) -> float:
 
 def _winograd(p: Problem, c: Choice, target: Target) -> Iterator[tuple[str, Counts]]:
     m, lanes = c.patch, target.lanes
-    places = (m + 2) ** 2
+    places = p.filter.size(m) ** 2
+    size = places / (m + 2) ** 2  # of a transform, relative to what its price was fitted to
     grid = (-(-p.out[0] // m), -(-p.out[1] // m))
     inner = inner_problem(p, m, target)
     vectors = inner.tiles(lanes) * inner.vectors // places
-    for kernel, features in (("winograd_input", p.channels), ("winograd_output", p.rows)):
+    channels = p.channels * p.filter.phases
+    for kernel, features in (("winograd_input", channels), ("winograd_output", p.rows)):
         n_bytes = 4.0 * places * vectors * lanes * features
         yield (
             kernel,
             {
-                f"transform{m}": float(vectors * features),
+                f"transform{m}": vectors * features * size,
                 f"line{m}": float(p.images * features * grid[0]),
                 "feature": float(p.images * features),
                 "far": n_bytes / 64 * _beyond(n_bytes, target),
@@ -190,8 +192,9 @@ def inner_problem(p: Problem, m: int, target: Target) -> Problem:
     n = -(-p.out[0] // m) * -(-p.out[1] // m)
     block = point_block(n, target)
     row = -(-block // _LINE) * _LINE if block > _LINE else block
+    channels, places = p.channels * p.filter.phases, p.filter.size(m) ** 2
     return Problem(
-        p.rows, p.channels, 1, p.images * (m + 2) ** 2, n, block // target.lanes, row,
+        p.rows, channels, 1, p.images * places, n, block // target.lanes, row,
         None, 1.0, False, n, (1, n),
     )  # fmt: skip
 

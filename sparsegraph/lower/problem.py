@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsegraph import formats
 from sparsegraph.lower import windows
-from sparsegraph.lower.windows import Window
+from sparsegraph.lower.windows import PLAIN, Filter, Window
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -28,6 +28,7 @@ class Problem:
         source: points of one image of the input.
         out: extents of the map (height, width); `(1, points)` of a matrix product.
         patches: Winograd's patch sizes that this layer can use.
+        filter: what Winograd's method sees of the kernel.
         is_joinable: neighbouring tiles of points may be computed as one.
     """
 
@@ -44,6 +45,7 @@ class Problem:
     source: int
     out: tuple[int, int]
     patches: tuple[int, ...] = ()
+    filter: Filter = PLAIN
     is_joinable: bool = False
 
     @property
@@ -84,7 +86,8 @@ class Choice:
     """How one product is computed.
 
     Attributes:
-        weight: `dense`, `coded`, or `winograd-M` with patches of M x M.
+        weight: `dense`, `coded`, or `winograd-M` with patches of M x M; `winograd-M,T` where the
+            kernel is T x T in each phase of a stride.
         group: rows that share activation loads.
         split: vectors per pass over a tile of points; of tiles that were joined more than the
             problem's.
@@ -122,7 +125,9 @@ class Choice:
     @property
     def patch(self) -> int:
         """Winograd's patch size, 0 for a direct product."""
-        return int(self.weight.removeprefix("winograd-")) if "winograd" in self.weight else 0
+        if "winograd" not in self.weight:
+            return 0
+        return int(self.weight.removeprefix("winograd-").partition(",")[0])
 
 
 def of(operands: Operands, target: Target) -> Problem:
@@ -133,9 +138,9 @@ def of(operands: Operands, target: Target) -> Problem:
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
     line = target.panel_line
     row = -(-(y.block + target.lanes) // line) * line if gathered else x.row
-    patches = (
-        windows.patch_sizes(window, weight.shape[1]) if window is not None and x.is_planar else ()
-    )
+    patches: tuple[int, ...] = ()
+    if window is not None and x.is_planar:
+        patches = windows.patch_sizes(window, weight.shape[1], target)
     return Problem(
         rows=len(weight),
         channels=weight.shape[1],
@@ -150,5 +155,6 @@ def of(operands: Operands, target: Target) -> Problem:
         source=x.points,
         out=window.out if window is not None else (1, y.points),
         patches=patches,
+        filter=(window and windows.filter_of(window)) or PLAIN,
         is_joinable=gathered and y.is_planar and operands.planes,
     )

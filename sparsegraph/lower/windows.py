@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -114,24 +115,64 @@ def _same_pads(
     return (*begin, *end)
 
 
-def is_winograd(window: Window) -> bool:
-    """True if the geometry is that of Winograd's transforms: 3x3, stride 1, any padding up to 2."""
-    steps = (*window.stride, *window.dilation)
-    return window.kernel == (3, 3) and all(s == 1 for s in steps) and max(window.pads) <= 2
+class Filter(NamedTuple):
+    """A square filter of stride 1 per phase: what Winograd's method sees of a convolution.
+
+    Attributes:
+        taps: extent of the filter of a phase.
+        stride: of the convolution; map and kernel have stride^2 phases, which become channels.
+    """
+
+    taps: int = 3
+    stride: int = 1
+
+    @property
+    def phases(self) -> int:
+        return self.stride**2
+
+    def size(self, m: int) -> int:
+        """Extent of a transformed patch of m x m results."""
+        return m + self.taps - 1
 
 
-def patch_sizes(window: Window, channels: int) -> tuple[int, ...]:
-    """Winograd's patch sizes that fit the geometry and round little enough."""
-    if not is_winograd(window):
+PLAIN = Filter()
+
+
+def filter_of(window: Window) -> Filter | None:
+    """The filter that Winograd's transforms take, None for other geometries.
+
+    3x3 of stride 1 with any padding up to 2, and kernels of stride 2 that are 4x4 in each phase.
+    """
+    (height, width), stride = window.kernel, window.stride[0]
+    if window.dilation != (1, 1) or window.stride != (stride, stride):
+        return None
+    if max(window.pads) >= min(height, width):
+        return None
+    if window.kernel == (3, 3) and stride == 1:
+        return PLAIN
+    if {height, width} <= {7, 8} and stride == 2:
+        return Filter(4, 2)
+    return None
+
+
+def patch_sizes(window: Window, channels: int, target: Target) -> tuple[int, ...]:
+    """Winograd's patch sizes that fit the geometry and round little enough.
+
+    Strided kernels only where instructions are what counts.
+    """
+    method = filter_of(window)
+    if method is None or (method.stride > 1 and not target.narrow_index):
         return ()
-    return tuple(m for m in PATCHES if error_bound(m, channels) <= LARGEST_ERROR)
+    sizes = PATCHES if method.stride == 1 else PATCHES[-1:]
+    errors = {m: error_bound(m, channels * method.phases, method.taps) for m in sizes}
+    return tuple(m for m, error in errors.items() if error <= LARGEST_ERROR)
 
 
-def error_bound(m: int, channels: int) -> float:
+def error_bound(m: int, channels: int, taps: int = 3) -> float:
     """Bound on max|error| / max|output| for inputs of random sign; rounding grows as its root.
 
     Set with a margin over a NumPy float32 model of the method, one draw each of 16, 64, 256 and 512
-    channels: at most 5e-8 (m = 2) and 2e-7 (m = 4) times sqrt(channels). The tests hold the kernels
-    to it up to 512 channels; beyond, the root is extrapolated.
+    channels: at most 5e-8 (m = 2) and 2e-7 (m = 4) times sqrt(channels); with 4 taps 8e-7, 4 and 12
+    channels. The tests hold the kernels to it up to 512 channels; beyond, the root is extrapolated.
     """
-    return {2: 1e-7, 4: 3e-7}[m] * math.sqrt(channels)
+    return {(2, 3): 1e-7, (4, 3): 3e-7, (4, 4): 1e-6}[m, taps] * math.sqrt(channels)

@@ -1,17 +1,21 @@
-"""Winograd's minimal filtering for dense 3x3 convolutions of stride 1 (Winograd 1980; Lavin 2015).
+"""Winograd's minimal filtering for dense convolutions (Winograd 1980; Lavin and Gray 2015).
 
     y = A^T [ (G g G^T) * (B^T d B) ] A        for each m x m patch of the result
 
 `InputTransform` and `OutputTransform` are the two sides; between them lies one product per place of
-the (m+2) x (m+2) transformed patch, with patches as points: `Product` with `batch` = (m+2)^2.
+the n x n transformed patch, n = m + taps - 1, with patches as points: `Product` with `batch` = n^2.
+
+A convolution of stride 2 is the sum of four of stride 1, one per phase: the even or odd rows and
+columns of map and kernel. The phases become channels, four for each, so a 7x7 kernel is one of 4x4.
 
 Vector lanes run over patches. The patches of a map are m pixels apart, so a plane is first split
 into the planes of its patch places (place (i, j) of all patches, row by row): whatever a transform
 reads for consecutive patches is then consecutive. The result goes the other way.
 
 Points of interpolation: 0, +-1 for m = 2; 0, +-2/3, +-3/2 for m = 4, which rounds a quarter as much
-as the usual 0, +-1, +-2 (float32, 64 channels: 9e-7 against 4e-6 of the largest output). Points in
-pairs of opposite sign share their even and odd halves.
+as the usual 0, +-1, +-2 (float32, 64 channels: 9e-7 against 4e-6 of the largest output); for 4 taps
+the three pairs that round least of all fractions with denominators up to 8. Points in pairs of
+opposite sign share their even and odd halves.
 """
 
 import dataclasses
@@ -41,30 +45,36 @@ from sparsegraph.targets.kernels.window import operand_params
 from sparsegraph.targets.layout import LINE, FeatureMajor, blocked
 from sparsegraph.targets.target import Target
 
-POINTS = {
-    2: (Fraction(0), Fraction(1), Fraction(-1)),
-    4: (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
+_PAIRS = {
+    3: (Fraction(1),),
+    5: (Fraction(2, 3), Fraction(3, 2)),
+    6: (Fraction(2, 7), Fraction(6, 7), Fraction(8, 5)),
 }
-"""Finite points of interpolation by patch size m; infinity is the last one."""
+"""Finite points by their number, one of each pair; 0 is one of an odd number. Infinity is last."""
+
+
+def points(n: int) -> list[Fraction]:
+    """The finite points of interpolation of a transformed patch of n values."""
+    pairs = _PAIRS[n - 1]
+    return [Fraction(0)] * ((n - 1) % 2) + [sign * p for p in pairs for sign in (1, -1)]
 
 
 @cache
-def matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A^T [m, m+2], G [m+2, 3], B^T [m+2, m+2] in float64, from exact fractions (Cook and Toom)."""
-    points, n = POINTS[m], m + 2
+def matrices(m: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A^T [m, n], G [n, taps], B^T [n, n] in float64, from exact fractions (Cook and Toom)."""
+    finite = points(m + taps - 1)
     at, g, bt = [], [], []
     for i in range(m):
-        at.append([p**i for p in points] + [Fraction(int(i == m - 1))])
-    for i, p in enumerate(points):
-        others = [q for j, q in enumerate(points) if j != i]
+        at.append([p**i for p in finite] + [Fraction(int(i == m - 1))])
+    for i, p in enumerate(finite):
+        others = [q for j, q in enumerate(finite) if j != i]
         scale = Fraction(1)
         for q in others:
             scale *= p - q
-        g.append([p**k / scale for k in range(3)])
+        g.append([p**k / scale for k in range(taps)])
         bt.append([*_polynomial(others), Fraction(0)])
-    g.append([Fraction(0), Fraction(0), Fraction(1)])
-    bt.append(_polynomial(points))
-    assert len(bt) == n
+    g.append([Fraction(int(k == taps - 1)) for k in range(taps)])
+    bt.append(_polynomial(finite))
     a, b, c = (np.array([[float(v) for v in row] for row in rows]) for rows in (at, g, bt))
     return a, b, c
 
@@ -78,11 +88,24 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
     return out
 
 
-def transform_weights(weight: np.ndarray, m: int) -> np.ndarray:
-    """[rows, channels, 3, 3] -> [(m+2)^2, rows, channels], computed in float64."""
-    g = matrices(m)[1]
-    places = np.einsum("ik,ockl,jl->ijoc", g, weight.astype(np.float64), g, optimize=True)
-    return np.asarray(places.reshape(-1, *weight.shape[:2]), np.float32)
+def transform_weights(weight: np.ndarray, m: int, taps: int = 3, stride: int = 1) -> np.ndarray:
+    """[rows, channels, kh, kw] -> [n^2, rows, channels * stride^2], computed in float64."""
+    g = matrices(m, taps)[1]
+    phases = by_phase(weight, taps, stride).astype(np.float64)
+    places = np.einsum("ik,ockl,jl->ijoc", g, phases, g, optimize=True)
+    return np.asarray(places.reshape(-1, *phases.shape[:2]), np.float32)
+
+
+def by_phase(weight: np.ndarray, taps: int, stride: int) -> np.ndarray:
+    """[rows, channels, kh, kw] -> [rows, channels * stride^2, taps, taps], zeros behind the kernel.
+
+    The taps of phase (i, j) are those at rows i, i + stride ... and columns j, j + stride ...
+    """
+    rows, channels, *kernel = weight.shape
+    room = [(0, taps * stride - k) for k in kernel]
+    padded = np.pad(weight, [(0, 0), (0, 0), *room])
+    split = padded.reshape(rows, channels, taps, stride, taps, stride)
+    return split.transpose(0, 1, 3, 5, 2, 4).reshape(rows, -1, taps, taps)
 
 
 def patches(out: tuple[int, int], m: int) -> tuple[int, int]:
@@ -90,29 +113,49 @@ def patches(out: tuple[int, int], m: int) -> tuple[int, int]:
     return -(-out[0] // m), -(-out[1] // m)
 
 
-def places(images: int, features: int, n_patches: int, m: int, target: Target) -> FeatureMajor:
-    """Layout between the transforms: image*(m+2)^2 + place, patches as points.
+def places(images: int, features: int, n_patches: int, n: int, target: Target) -> FeatureMajor:
+    """Layout between the transforms: image*n^2 + place, patches as points.
 
     An odd number of cache lines lies between places: a transform touches all of them in turn, and
     powers of two would fall into the same cache sets.
     """
-    layout = blocked(images * (m + 2) ** 2, features, n_patches, 1, target)
+    layout = blocked(images * n**2, features, n_patches, 1, target)
     return dataclasses.replace(layout, image=(-(-layout.image // LINE) | 1) * LINE)
 
 
 @dataclass(frozen=True)
 class InputTransform:
-    """y[image*(m+2)^2 + place, c, patch] = (B^T d B)[place]; items are images * channels.
+    """y[image*n^2 + place, channel*stride^2 + phase, patch] = (B^T d B)[place].
 
-    x lies in planes. Patches past the last one, up to whole tiles, get finite or undefined values.
+    Items are images * channels. x lies in planes. Patches past the last one, up to whole tiles, get
+    finite or undefined values.
     """
 
     m: int
     lanes: int
+    taps: int = 3
+    stride: int = 1
+
+    @property
+    def n(self) -> int:
+        """Extent of a transformed patch."""
+        return self.m + self.taps - 1
+
+    @property
+    def step(self) -> int:
+        """Pixels of x between patches."""
+        return self.m * self.stride
+
+    @property
+    def extent(self) -> int:
+        """Extent of the pixels that a patch reads."""
+        return self.n * self.stride
 
     @property
     def name(self) -> str:
-        return f"winograd_input_f32_m{self.m}_l{self.lanes}"
+        kind = "" if self.taps == 3 else f"t{self.taps}"
+        kind += "" if self.stride == 1 else f"s{self.stride}"
+        return f"winograd_input_f32_m{self.m}{kind}_l{self.lanes}"
 
     @property
     def params(self) -> emit.Signature:
@@ -126,33 +169,35 @@ class InputTransform:
     def plane(self, grid: tuple[int, int], padded: int) -> int:
         """Elements of one plane of places; `padded`: patches with those of the last tile."""
         rows, columns = grid
-        used = max((rows + 1) * columns, padded + columns)
+        used = max(rows * columns, padded) + (self.extent - 1) // self.step * columns
         return -(-(used + 2 * self.lanes) // 16) * 16
 
     def line(self, columns: int, width: int) -> int:
         """Elements of the padded source row."""
-        used = max((columns + 2 * self.lanes) * self.m, width + self.m + 2 * self.lanes)
+        used = max((columns + 2 * self.lanes) * self.step, width + self.step + 2 * self.lanes)
         return -(-used // 16) * 16
 
     def scratch_bytes(self, grid: tuple[int, int], padded: int, width: int) -> int:
-        n = self.m + 2
-        lines = self.line(grid[1], width) + 2 * (grid[1] + 2 * self.lanes + 16)
-        return 4 * (n * n * self.lanes + n * self.m * self.plane(grid, padded) + lines)
+        overlap = self.extent - self.step
+        lines = self.line(grid[1], width) + overlap * (grid[1] + 2 * self.lanes) + 32
+        places = self.extent * self.step * self.plane(grid, padded)
+        return 4 * (self.n * self.n * self.lanes + places + lines)
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Input(self, args).run()
 
 
 class _Input:
-    """Scratch: (m+2)^2 vectors, planes [m+2 columns][m rows] of places, a source row, 2 phases."""
+    """Scratch: n^2 vectors, planes [extent columns][step rows] of places, a source row, phases."""
 
     def __init__(self, spec: InputTransform, a: dict[str, Expr]) -> None:
-        self.a, self.m, self.lanes, self.n = a, spec.m, spec.lanes, spec.m + 2
+        self.spec, self.a, self.lanes, self.n = spec, a, spec.lanes, spec.n
+        self.step, self.overlap = spec.step, spec.extent - spec.step
 
     def run(self) -> None:
-        a, lanes = self.a, self.lanes
+        a, lanes, stride = self.a, self.lanes, self.spec.stride
         self.planes = self.n * self.n * lanes
-        self.row = bind(self.planes + self.n * self.m * a["plane"])
+        self.row = bind(self.planes + self.spec.extent * self.step * a["plane"])
         self.phases = bind(self.row + a["line"])
         self.phase = bind(a["patch_columns"] + 2 * lanes)
         self.vectors = bind(divide(a["patch_columns"] + (lanes - 1), lanes))
@@ -161,12 +206,15 @@ class _Input:
         with loop(a["begin"], a["end"]) as item:
             image, channel = bind(divide(item, a["channels"])), bind(modulo(item, a["channels"]))
             source = bind(image * a["x_image"] + channel * a["x_row"])
-            with loop(0, a["patch_rows"] * self.m + 2) as y:
+            with loop(0, a["patch_rows"] * self.step + self.overlap) as y:
                 self._split_row(source, y)
-            to = bind(image * (self.n * self.n) * a["y_image"] + channel * a["y_row"])
+            to = image * (self.n * self.n) * a["y_image"] + channel * stride**2 * a["y_row"]
+            to = bind(to)
             with loop(0, a["tiles"]) as tile, loop(0, divide(a["block"], lanes)) as v:
                 at = bind(tile * a["block"] + v * lanes)
-                self._transform(at, bind(to + tile * a["y_tile"] + v * lanes))
+                place = bind(to + tile * a["y_tile"] + v * lanes)
+                for phase in range(stride**2):
+                    self._transform(at, bind(place + phase * a["y_row"]), *divmod(phase, stride))
 
     def _put(self, value: Expr, at: Expr) -> None:
         store(self.a["scratch"], value, at, self.lanes)
@@ -174,31 +222,35 @@ class _Input:
     def _get(self, at: Expr) -> Expr:
         return load(self.a["scratch"], at, self.lanes)
 
+    def _place(self, row: Expr) -> Expr:
+        """Where row `row` of the padded map begins in the planes of its places, in column 0."""
+        a, step = self.a, self.step
+        return modulo(row, step) * a["plane"] + divide(row, step) * a["patch_columns"]
+
     def _split_row(self, source: Expr, y: Expr) -> None:
         """Row y of the padded map into the planes; a last vector spills into the next row."""
-        a, m, lanes = self.a, self.m, self.lanes
+        a, step, lanes = self.a, self.step, self.lanes
         at = bind(y - a["top"])
-        to = modulo(y, m) * a["plane"] + divide(y, m) * a["patch_columns"]
-        to = bind(self.planes + to)
+        to = bind(self.planes + self._place(y))
         with emit.choose(emit.maximum(-at, at - a["height"] + 1) > 0) as (outside, inside):
             with outside:
-                for j in range(self.n):
+                for j in range(self.spec.extent):
                     with loop(0, self.vectors) as v:
-                        place = to + j * m * a["plane"] + v * lanes
+                        place = to + j * step * a["plane"] + v * lanes
                         self._put(splat(const(0.0), lanes), place)
             with inside:
                 self._read_row(bind(source + at * a["width"]))
                 with loop(0, self.vectors + 1) as v:
-                    row = bind(self.row + v * (m * lanes))
-                    read = [hold(self._get(row + k * lanes), lanes) for k in range(m)]
+                    row = bind(self.row + v * (step * lanes))
+                    read = [hold(self._get(row + k * lanes), lanes) for k in range(step)]
                     for j, value in enumerate(split(read, lanes)):
-                        self._put(value, to + j * m * a["plane"] + v * lanes)
-                        if j < 2:
+                        self._put(value, to + j * step * a["plane"] + v * lanes)
+                        if j < self.overlap:
                             self._put(value, self.phases + j * self.phase + v * lanes)
-                for j in range(2):  # the last two columns are the first two of the next patch
+                for j in range(self.overlap):  # the last columns are the first of the next patch
                     with loop(0, self.vectors) as v:
                         value = self._get(self.phases + j * self.phase + v * lanes + 1)
-                        self._put(value, to + (m + j) * m * a["plane"] + v * lanes)
+                        self._put(value, to + (step + j) * step * a["plane"] + v * lanes)
 
     def _read_row(self, source: Expr) -> None:
         """Into the middle of a row of zeros."""
@@ -208,13 +260,14 @@ class _Input:
             self._put(load(a["x"], source + v * lanes, lanes), to + v * lanes)
         self._put(splat(const(0.0), lanes), to + a["width"])
 
-    def _transform(self, at: Expr, to: Expr) -> None:
-        a, n, lanes = self.a, self.n, self.lanes
-        matrix = matrices(self.m)[2]
+    def _transform(self, at: Expr, to: Expr, row_phase: int, column_phase: int) -> None:
+        """The patches at `at` of one phase of the rows and columns."""
+        a, n, lanes, stride = self.a, self.n, self.lanes, self.spec.stride
+        matrix = matrices(self.spec.m, self.spec.taps)[2]
         with loop(0, n) as i:
-            row = modulo(i, self.m) * a["plane"] + divide(i, self.m) * a["patch_columns"]
-            row = bind(self.planes + at + row)
-            values = [hold(self._get(row + j * self.m * a["plane"]), lanes) for j in range(n)]
+            row = bind(self.planes + at + self._place(i * stride + row_phase))
+            columns = [j * stride + column_phase for j in range(n)]
+            values = [hold(self._get(row + c * self.step * a["plane"]), lanes) for c in columns]
             for j, value in enumerate(even_odd_rows(matrix, values, lanes)):
                 self._put(value, (i * n + j) * lanes)
         with loop(0, n) as j:
@@ -227,19 +280,26 @@ class _Input:
 class OutputTransform:
     """y = epilogue(A^T x A + bias, operands ...); items are images * features.
 
-    x[image*(m+2)^2 + place, feature, patch]; y has any feature-major layout.
+    x[image*n^2 + place, feature, patch]; y has any feature-major layout.
     """
 
     m: int
     lanes: int
     epilogue: expression.Tree | None = None
     operands: tuple[str, ...] = ()
+    taps: int = 3
+
+    @property
+    def n(self) -> int:
+        """Extent of a transformed patch."""
+        return self.m + self.taps - 1
 
     @property
     def name(self) -> str:
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         kinds = "".join(k[0] for k in self.operands)
-        return f"winograd_output_f32_m{self.m}_l{self.lanes}{tail}{'_' + kinds if kinds else ''}"
+        size = f"m{self.m}" + ("" if self.taps == 3 else f"t{self.taps}")
+        return f"winograd_output_f32_{size}_l{self.lanes}{tail}{'_' + kinds if kinds else ''}"
 
     @property
     def params(self) -> emit.Signature:
@@ -258,7 +318,7 @@ class OutputTransform:
     def scratch_bytes(self, columns: int, padded: int, width_out: int, block: int) -> int:
         planes = self.m * self.m * self.plane(columns, padded)
         window = window_elements(width_out, block) + self.m * self.lanes
-        return 4 * (self.m * (self.m + 2) * self.lanes + planes + window)
+        return 4 * (self.m * self.n * self.lanes + planes + window)
 
     def body(self, target: Target) -> Any:
         assert self.m * self.lanes <= OVERSHOOT
@@ -266,10 +326,10 @@ class OutputTransform:
 
 
 class _Output:
-    """Scratch: m(m+2) vectors, planes [m][m] of places, the window of the result."""
+    """Scratch: m*n vectors, planes [m][m] of places, the window of the result."""
 
     def __init__(self, spec: OutputTransform, a: dict[str, Expr]) -> None:
-        self.spec, self.a, self.m, self.lanes, self.n = spec, a, spec.m, spec.lanes, spec.m + 2
+        self.spec, self.a, self.m, self.lanes, self.n = spec, a, spec.m, spec.lanes, spec.n
 
     def run(self) -> None:
         a, m, lanes = self.a, self.m, self.lanes
@@ -289,7 +349,7 @@ class _Output:
 
     def _transform(self, source: Expr, at: Expr) -> None:
         a, m, n, lanes = self.a, self.m, self.n, self.lanes
-        matrix = matrices(m)[0]
+        matrix = matrices(m, self.spec.taps)[0]
         with loop(0, n) as j:
             places = [source + (i * n + j) * a["x_image"] for i in range(n)]
             values = [hold(load(a["x"], p, lanes), lanes) for p in places]
@@ -356,28 +416,34 @@ def hold(value: Expr, lanes: int) -> Expr:
 
 
 def even_odd_rows(matrix: np.ndarray, values: Sequence[Expr], lanes: int) -> list[Expr]:
-    """matrix @ values, where rows 1, 2 and 3, 4 ... differ in the sign of the odd columns only."""
-    out = [_sum(matrix[0], values, lanes)]
-    for plus, minus in zip(matrix[1:-1:2], matrix[2:-1:2]):
+    """matrix @ values, where the two rows of a pair of points differ in the sign of every other
+    column only. A row for the point 0 comes first if there is one, that of infinity last."""
+    first = 1 - len(matrix) % 2
+    out = [_sum(row, values, lanes) for row in matrix[:first]]
+    for plus, minus in zip(matrix[first:-1:2], matrix[first + 1 : -1 : 2], strict=True):
         same = plus == minus
-        first, second = (plus * same, plus * ~same)
-        assert np.array_equal(minus, first - second)
-        one, two = (hold(_sum(c, values, lanes), lanes) for c in (first, second))
+        one, two = (plus * same, plus * ~same)
+        assert np.array_equal(minus, one - two)
+        one, two = (hold(_sum(c, values, lanes), lanes) for c in (one, two))
         out += [one + two, one - two]
     return [*out, _sum(matrix[-1], values, lanes)]
 
 
 def even_odd_columns(matrix: np.ndarray, values: Sequence[Expr], lanes: int) -> list[Expr]:
-    """matrix @ values, where columns 1, 2 and 3, 4 ... differ in the sign of the odd rows only."""
-    sums, differences = {0: values[0]}, {}
-    for i in range(1, len(values) - 1, 2):
+    """matrix @ values, where the two columns of a pair of points differ in the sign of the odd
+    rows only. A column for the point 0 comes first if there is one, that of infinity last."""
+    last = len(values) - 1
+    pairs = range(last % 2, last, 2)
+    sums: dict[int, Expr] = {0: values[0]} if last % 2 else {}
+    differences: dict[int, Expr] = {}
+    for i in pairs:
         sums[i] = hold(values[i] + values[i + 1], lanes)
         differences[i] = hold(values[i] - values[i + 1], lanes)
     out = []
     for r, row in enumerate(matrix):
         parts = dict(differences if r % 2 else sums)
-        assert all(row[i + 1] == (-1) ** r * row[i] for i in range(1, len(values) - 1, 2))
-        parts[len(values) - 1] = values[-1]
+        assert all(row[i + 1] == (-1) ** r * row[i] for i in pairs)
+        parts[last] = values[last]
         out.append(_sum([row[i] for i in parts], list(parts.values()), lanes))
     return out
 

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
+from benchmarks import bundles
 from sparsegraph import targets
 from tests.targets import cross
 
@@ -46,6 +50,39 @@ def test_results_do_not_depend_on_the_vector_length(name: str, tmp_path: Path) -
         case.check(compiled, *command, compiled.path / "weights.bin", 1)
         results.append([p.read_bytes() for p in sorted(tmp_path.glob("out_*"))])
     assert results[0] == results[1]
+
+
+class Convolution(bundles.Model):
+    """Two images of 3 channels, 21 x 38, and one convolution with bias and Relu."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__("convolution", {"kernel": kernel, "stride": stride})
+
+    def build(self, root: Path | None = None) -> onnx.ModelProto:
+        rng, (kernel, stride) = np.random.default_rng(0), self.sizes.values()
+        arrays = {"w": rng.standard_normal((5, 3, kernel, kernel)), "b": rng.standard_normal(5)}
+        nodes = [
+            helper.make_node(
+                "Conv", ["x", "w", "b"], ["c"], strides=(stride,) * 2, pads=[kernel // 2] * 4
+            ),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ]
+        graph = helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", 1, (2, 3, 21, 38))],
+            [helper.make_tensor_value_info("y", 1, None)],
+            [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("name", ["riscv64", "riscv64-v128", "aarch64"])
+def test_a_strided_stem_goes_by_its_phases(name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = bundles.Case(Convolution(7, 2), 1.0)
+    compiled = case.compile(target, tmp_path / "m.sg")
+    assert [layer["format"] for layer in compiled.manifest.layers] == ["winograd-4,4"]
+    assert case.error(compiled, *bundles.command(target, compiled.path)) <= 4e-6
 
 
 @pytest.mark.slow
