@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,18 +25,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from benchmarks import double, engines, real_models, results, timing, zoo
+from benchmarks import engines, real_models, results, timing, zoo
+from benchmarks.removal import Masked, cut_against_mask, feeds
 from benchmarks.zoo import decoder, light, swin, tagger, unet, yolox
 from sparsegraph import pipeline
 from sparsegraph.capture import load
 from sparsegraph.shrink import n_macs, n_parameters, shrink
-from sparsegraph.structure import cut, mask
-from sparsegraph.structure.groups import Group, groups
-from sparsegraph.structure.ties import Analysis, Policy, analyse
-from sparsegraph.verify import Session, compare, feeds_for
+from sparsegraph.structure.ties import Policy
+from sparsegraph.verify import Session, feeds_for
 
 FILE = Path(__file__).parent / "results" / "structure.json"
-SHARE = 0.3
 DEAD = "ppocr_v6_det"
 HALF = ("resnet50", "mobilenet_v2", "minilm")
 EVEN = ("mobilenet_v2",)
@@ -65,29 +62,6 @@ _PLAIN = frozenset(TOPOLOGIES) - frozenset(light.NAMES)
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Random 30 % of every group removed; `error` is max|a-b| / max|b| against the masked model.
-
-    What rounding alone does to the masked model stands beside it: ONNX Runtime's Sigmoid is off by
-    1e-7 of one, which is 1e-3 of the largest probability of a detector that sees nothing any more.
-    """
-
-    model: str
-    policy: str
-    n_groups: int
-    n_units: int
-    n_removed: int
-    analysis_s: float
-    parameters: int
-    parameters_left: int
-    error: float
-    exact: float
-    """The same distance with both models in float64: what the surgery itself changes."""
-    rounding: float
-    """The masked model in float32 against itself in float64: how well it is conditioned."""
-
-
-@dataclass(frozen=True)
 class Faster:
     """One engine on a model before and after, interleaved in one process."""
 
@@ -106,6 +80,7 @@ class Faster:
     """Change of the outputs; for a lossy cut: distance from the masked model."""
     multiple: int = 1
     """Channel counts were rounded up to multiples of this, as measured."""
+    commit: str = ""
 
     @property
     def of_macs(self) -> float:
@@ -152,38 +127,6 @@ def masked(only: Sequence[str], root: Path | None) -> Iterator[Masked]:
             yield cut_against_mask(name, model, policy)
 
 
-def cut_against_mask(name: str, model: ir.Model, policy: Policy) -> Masked:
-    """Remove a random share of every group and compare with the masked model."""
-    start = time.process_time()
-    analysis = analyse(model, policy)
-    found = groups(analysis)
-    took = time.process_time() - start
-    gone = random_units(analysis, found)
-    hidden, smaller = model.clone(), model.clone()
-    mask.apply(analyse(hidden, policy), gone)
-    cut.apply(analyse(smaller, policy), gone)
-    onnx.checker.check_model(ir.to_proto(smaller), full_check=True)
-    feed = feeds_for(model, 2)[1]
-    want, got = Session(hidden).run(feed), Session(smaller).run(feed)
-    truth = double.run(hidden, feed)
-    wide = {k: v.astype(truth[k].dtype) for k, v in want.items()}
-    return Masked(
-        name, policy.grouped, len(found), sum(len(g.roots) for g in found), int(gone.sum()), took,
-        n_parameters(model), n_parameters(smaller), compare(got, want),
-        compare(double.run(smaller, feed), truth), compare(wide, truth),
-    )  # fmt: skip
-
-
-def random_units(analysis: Analysis, found: Sequence[Group], seed: int = 0) -> np.ndarray:
-    """Marks on a random share of the units of every group, at least one."""
-    rng = np.random.default_rng(seed)
-    gone = np.zeros(analysis.ties.forest.n, np.bool_)
-    for group in found:
-        n = max(1, int(SHARE * len(group.roots)))
-        gone[rng.permutation(group.roots)[:n]] = True
-    return cut.fill_empty(analysis, gone)
-
-
 def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
     """The trained detector as it ships against itself without what is dead."""
     model = load(real_models.load(DEAD, root))
@@ -192,7 +135,7 @@ def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
     (record,) = [r for r in after.records if r.name == "remove_dead_channels"]
     error = max(
         float(np.abs(a[k] - b[k]).max())
-        for feed in feeds_for(model)
+        for feed in (*feeds_for(model), *feeds(DEAD, model)[1:])
         for a, b in [(Session(after.model).run(feed), Session(before.model).run(feed))]
         for k in b
     )
@@ -251,16 +194,15 @@ def read(path: Path) -> list[Row]:
 def save(path: Path, kind: str, row: Row, arguments: Sequence[str]) -> None:
     """Merge a row into the file; one of the same model, policy and engine is replaced.
 
-    `commits` says for every kind at which commit its last row was measured.
+    Every row names the commit that it was measured at.
     """
     held = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    fields = asdict(row)
+    head = asdict(results.begin(["benchmarks.structure", *arguments]))
+    fields = asdict(replace(row, commit=head["commit"]))
     key = [k for k in ("model", "policy", "engine") if k in fields]
     rows = [one for one in held["rows"].get(kind, []) if any(one[k] != fields[k] for k in key)]
-    head = asdict(results.begin(["benchmarks.structure", *arguments]))
-    kept = {name: head[name] for name in ("created", "commit", "machine", "versions")}
-    commits = {**held.get("commits", {}), kind: head["commit"]}
-    content = {**kept, "commits": commits, "rows": {**held["rows"], kind: [*rows, fields]}}
+    kept = {name: head[name] for name in ("created", "machine", "versions")}
+    content = {**kept, "rows": {**held["rows"], kind: [*rows, fields]}}
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
@@ -284,7 +226,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
 
 MASKED_HEAD = (
     "model              policy  groups  units  removed  analysis  parameters left"
-    "        error    exact rounding"
+    "        error    exact rounding  worst of"
 )
 FASTER_HEAD = (
     "model                 engine       removed  parameters left     file MB        MACs left"
@@ -299,7 +241,7 @@ def line(row: Row) -> str:
         return (
             f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
             f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.error:9.0e} "
-            f"{row.exact:8.0e} {row.rounding:8.0e}"
+            f"{row.exact:8.0e} {row.rounding:8.0e} {row.worst:6.0e} {row.draws:2}"
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
     return (

@@ -36,6 +36,7 @@ from sparsegraph.passes.split_batch_norm import SplitBatchNorm
 from sparsegraph.passes.unflatten_add import UnflattenAdd
 from sparsegraph.passes.unflatten_softmax import UnflattenSoftmax
 from sparsegraph.rewrite import Decline, Fuel, Pass
+from sparsegraph.sigmoid import disagreement
 from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for, tolerance
 
 PASSES: tuple[Pass, ...] = (
@@ -184,6 +185,7 @@ class Judge:
     """Compares every stage with the outputs of the captured model on fixed feeds."""
 
     def __init__(self, model: ir.Model) -> None:
+        self._reference = model
         self._cases = _reference_cases(model)
 
     def check(
@@ -200,12 +202,14 @@ class Judge:
         worst = 0.0
         session = Session(after)
         for feed, want, bound in self._cases:
-            error = compare(session.run(feed), want)
             limit = bound if step.exact else np.inf
+            error = compare(session.run(feed), want)
+            error = disagreement(feed, limit, after, self._reference, error)
             if error > limit or (not step.exact and np.isinf(error)):
                 _fail(step, before, feed, error, bound, folder)
             worst = max(worst, error)
         if not step.exact:
+            self._reference = after
             self._cases = [(f, session.run(f), b) for f, _, b in self._cases]
         return worst
 

@@ -21,6 +21,7 @@ from sparsegraph.graph import is_op, opset
 from sparsegraph.layers import weighted
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.rewrite import Fuel
+from sparsegraph.sigmoid import disagreement
 from sparsegraph.structure import cut, edges, mask
 from sparsegraph.structure.balance import MULTIPLES, Search, Space, search
 from sparsegraph.structure.criteria import Evidence, criterion
@@ -30,7 +31,7 @@ from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.moved import Moved
 from sparsegraph.structure.multiples import MEASURED, fastest
 from sparsegraph.structure.ties import Analysis, Policy, analyse
-from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for
+from sparsegraph.verify import Feed, Session, compare, feeds_for
 
 Keep = float | Sequence[int]
 Multiple = int | Literal["measured"]
@@ -311,34 +312,18 @@ def _proof(base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.b
 
 def _prove(smaller: ir.Model, masked: ir.Model, base: ir.Model) -> float:
     """The largest distance; raises VerifyError beyond what rounding does to the masked model."""
-    one, other, whole = Session(smaller), Session(masked), Session(base)
+    one, other = Session(smaller), Session(masked)
     worst = 0.0
     for feed in feeds_for(base, 2):
         want = other.run(feed)
-        error = _distance(one.run(feed), want, whole.run(feed))
         bound = pipeline.error_bound(other, feed, want)
+        error = disagreement(feed, bound, smaller, masked, compare(one.run(feed), want))
         if error > bound:
             found, need = f"outputs off by {error:.1e}", f"at most {bound:.1e}"
             name = base.graph.name or f"opset {opset(base)}"
             raise VerifyError(message("shrunk model", name, found, need, "report it"))
         worst = max(worst, error)
     return worst
-
-
-def _distance(got: Outputs, want: Outputs, whole: Outputs) -> float:
-    """The worst difference as a share of the output's range, in the masked or the whole model.
-
-    A detector that sees nothing any more gives probabilities of 1e-7, all rounding.
-    """
-    strict = compare(got, want)
-    if not np.isfinite(strict):
-        return strict
-    shares = [
-        float(np.abs(got[k].astype(np.float64) - want[k]).max()) / (np.abs(whole[k]).max() or 1.0)
-        for k in want
-        if want[k].size and want[k].dtype.kind == "f"
-    ]
-    return min(strict, max(shares, default=0.0))
 
 
 def _change(smaller: ir.Model, model: ir.Model) -> float:
