@@ -7,6 +7,7 @@
     python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
     python -m benchmarks.pruning debian-288 --recipe admm:2:4            this machine's packages
     python -m benchmarks.pruning held-288 --recipe admm:2:4              texts to choose recipes by
+    python -m benchmarks.pruning minilm-288+debian-288 --recipe admm:2:4  pruned once, scored twice
     python -m benchmarks.pruning table --json out.json
 
 Results are merged into the file by task and recipe. The published file is
@@ -28,7 +29,7 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks import results
-from benchmarks.quality_tasks import Score, Task, minilm_retrieval, recognition
+from benchmarks.quality_tasks import Feed, Score, Task, minilm_retrieval, recognition
 from benchmarks.texts import Pair, descriptions, held_out
 from sparsegraph.recipe import Recipe, select
 
@@ -63,18 +64,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure or print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
-    parser.add_argument("task", help="minilm[-TEXTS], debian, held, NAME=FILE.onnx, or table")
+    names = "minilm[-TEXTS], debian, held, NAME=FILE.onnx, some of the same TEXTS with +, or table"
+    parser.add_argument("task", help=names)
     parser.add_argument("--recipe", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     if options.task == "table":
         print(table(read(options.json)))
         return 0
-    task = load(options.task)
-    rows = []
+    tasks = together(options.task)
+    rows: list[Row] = []
     for recipe in options.recipe:
-        rows.append(measure(task, recipe))
-        print(line(rows[-1]), flush=True)
+        found = measure_all(tasks, recipe)
+        print("\n".join(map(line, found)), flush=True)
+        rows += found
         save(options.json, rows, arguments)
     return 0
 
@@ -98,28 +101,49 @@ def load(text: str) -> Task:
     return replace(task, name=text)
 
 
+def together(text: str) -> list[Task]:
+    """Tasks joined by `+`; ValueError unless they calibrate one model on the same texts."""
+    tasks = [load(name) for name in ([text] if "=" in text else text.split("+"))]
+    if not all(_alike(task.calibration, tasks[0].calibration) for task in tasks[1:]):
+        raise ValueError(f"'{text}': calibrated on different feeds; need the same number of texts")
+    return tasks
+
+
+def _alike(a: Sequence[Feed], b: Sequence[Feed]) -> bool:
+    pairs = [(x[name], y[name]) for x, y in zip(a, b) for name in x]
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in pairs)
+
+
 def measure(task: Task, recipe: str) -> Row:
     """Prune, score, and say what it took."""
+    return measure_all([task], recipe)[0]
+
+
+def measure_all(tasks: Sequence[Task], recipe: str) -> list[Row]:
+    """One row for each of some tasks with one model and calibration: pruned once."""
+    if recipe == DENSE:
+        return [row(task, recipe, 1.0, task.score(task.model), 0.0) for task in tasks]
+    if recipe == FLOOR:
+        return [row(task, recipe, 0.0, task.floor(), 0.0) for task in tasks]
+    began, plain = time.perf_counter(), recipe.partition("@")[0]
+    model = pruned_by(tasks[0], recipe)
+    took, kept = time.perf_counter() - began, density(tasks[0], plain, model)
+    return [row(task, recipe, kept, task.score(model), took) for task in tasks]
+
+
+def pruned_by(task: Task, recipe: str) -> ir.Model:
+    """The model pruned by a recipe, and what is after its `@`."""
     from sparsegraph.budget.within import prune_within
     from sparsegraph.prune import prune
 
-    began, kept = time.perf_counter(), 1.0 if recipe == DENSE else 0.0
-    if recipe in (DENSE, FLOOR):
-        score = task.score(task.model) if recipe == DENSE else task.floor()
-        took = 0.0
-    else:
-        plain, _, limit = recipe.partition("@")
-        if limit == TORCH:
-            found = task.gradients(plain.partition(":")[0]) if task.gradients else None
-            pruned = prune(task.model, plain, task.calibration, gradients=found)
-        elif limit:
-            kind, _, amount = limit.partition("=")
-            pruned = prune_within(task.model, plain, task.calibration, {kind: amount}).pruned
-        else:
-            pruned = prune(task.model, plain, task.calibration)
-        took = time.perf_counter() - began
-        kept, score = density(task, plain, pruned.model), task.score(pruned.model)
-    return row(task, recipe, kept, score, took)
+    plain, _, limit = recipe.partition("@")
+    if limit == TORCH:
+        found = task.gradients(plain.partition(":")[0]) if task.gradients else None
+        return prune(task.model, plain, task.calibration, gradients=found).model
+    if limit:
+        kind, _, amount = limit.partition("=")
+        return prune_within(task.model, plain, task.calibration, {kind: amount}).pruned.model
+    return prune(task.model, plain, task.calibration).model
 
 
 def density(task: Task, recipe: str, model: ir.Model) -> float:

@@ -66,6 +66,22 @@ def test_a_task_is_measured_and_its_floor_is_worse() -> None:
     assert found.share > pruning.measure(task, "random:0.9").share
 
 
+def test_tasks_of_one_calibration_are_pruned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = encoder(), []
+    by = pruning.pruned_by
+    monkeypatch.setattr(pruning, "pruned_by", lambda *given: calls.append(given) or by(*given))
+    tasks = {
+        name: Task(name, model, feeds(n), lambda m, share=share: Score(share, 8), data=name)
+        for name, n, share in (("a", 6, 0.25), ("b", 6, 0.5), ("c", 5, 0.75))
+    }
+    monkeypatch.setattr(pruning, "load", tasks.__getitem__)
+    rows = pruning.measure_all(pruning.together("a+b"), "wanda:0.5")
+    assert [(r.task, r.data, r.share) for r in rows] == [("a", "a", 0.25), ("b", "b", 0.5)]
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="'a\\+c': calibrated on different feeds"):
+        pruning.together("a+c")
+
+
 def small_weights() -> dict[str, np.ndarray]:
     """A checkpoint of one layer: 24 features, 12 heads, 48 hidden units, 50 words."""
     generator = np.random.default_rng(0)
