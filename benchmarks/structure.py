@@ -226,7 +226,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
 
 MASKED_HEAD = (
     "model              policy  groups  units  removed  analysis  parameters left"
-    "        error    exact rounding  worst of"
+    "        error    exact rounding   worst of   limit"
 )
 FASTER_HEAD = (
     "model                 engine       removed  parameters left     file MB        MACs left"
@@ -241,7 +241,7 @@ def line(row: Row) -> str:
         return (
             f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
             f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.error:9.0e} "
-            f"{row.exact:8.0e} {row.rounding:8.0e} {row.worst:6.0e} {row.draws:2}"
+            f"{row.exact:8.0e} {row.rounding:8.0e} {row.worst:7.0e} {row.draws:2} {row.limit:7.0e}"
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
     return (

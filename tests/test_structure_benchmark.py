@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from benchmarks import double, lettering, removal, structure
@@ -51,8 +52,28 @@ def test_a_row_of_a_small_model() -> None:
     assert row.parameters_left < row.parameters
     assert max(row.error, row.rounding) <= removal.BOUND
     assert row.error <= row.worst <= removal.BOUND
+    assert row.limit == 0
     assert row.exact <= 1e-12
     assert 0 < row.analysis_s <= 1
+
+
+def test_what_float32_cannot_hold_is_told_beside_the_worst_draw() -> None:
+    text = """g (float[64,48] x) => (float[64,8] y) {
+        h = MatMul(x, w)  r = Relu(h)  z = MatMul(r, v)  y = Softmax(z) }"""
+    model = parse(text, w=weight(48, 600), v=weight(600, 8) * 100)
+    row = removal.cut_against_mask("softmax", model, Policy())
+    assert min(row.worst, row.limit) > removal.BOUND
+    assert row.exact <= 1e-10
+
+
+def test_cutting_something_else_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(model: ir.Model, policy: Policy, gone: np.ndarray) -> tuple[ir.Model, ir.Model]:
+        return pair(model, policy, gone)[0], model
+
+    pair = removal.pair
+    monkeypatch.setattr(removal, "pair", shifted)
+    row = removal.cut_against_mask("vgg", load(ALL["vgg"]()), Policy())
+    assert row.worst > 1e-3 > 3 * row.limit
 
 
 @pytest.mark.parametrize(
