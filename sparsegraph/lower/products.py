@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from sparsegraph import formats
 from sparsegraph.graph import attribute, constant, float_attribute, int_attribute
-from sparsegraph.lower import expand, problem, regions, single_point, winograd
+from sparsegraph.lower import direct, expand, problem, regions, single_point, winograd
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
 from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import tables
@@ -155,7 +155,9 @@ def emit_product(
         return
 
     def make() -> None:
-        to = _own_planes(b, region.result, x, window) or b.new_feature(region.result, layout)
+        to = _own_planes(b, region.result, x, window)
+        in_planes = direct.wants_planes(b.target, window)
+        to = to or b.new_feature(region.result, layout, is_planar=in_planes)
         step_product(b, nodes, x, weight, bias, to, window, region)
 
     if not expand.wait(b, nodes, x, weight, bias, region, window, make):
@@ -251,6 +253,12 @@ def step_product(
         single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
         return
+    if choice.weight == "coded" and step is not None and window is not None:
+        in_place = direct.kernel_of(b, x, to, weight, window, region)
+        if in_place is not None:
+            direct.step_direct(b, nodes, in_place, x, weight, full_bias, to, region)
+            b.describe(nodes[0], weight.shape, density, choice, layer.macs)
+            return
     n = sum(choice.split) * lanes // y.block  # tiles that are computed as one
     assert n == 1 or y.is_planar
     y = replace(y, block=n * y.block, tile=n * y.tile)

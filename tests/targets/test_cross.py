@@ -53,13 +53,14 @@ def test_results_do_not_depend_on_the_vector_length(name: str, tmp_path: Path) -
 
 
 class Convolution(bundles.Model):
-    """Two images of 3 channels, 21 x 38, and one convolution with bias and Relu."""
+    """Two images of 3 channels, and one convolution with bias and Relu."""
 
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__("convolution", {"kernel": kernel, "stride": stride})
+    def __init__(self, kernel: int, stride: int, height: int, width: int) -> None:
+        sizes = {"kernel": kernel, "stride": stride, "height": height, "width": width}
+        super().__init__("convolution", sizes)
 
     def build(self, root: Path | None = None) -> onnx.ModelProto:
-        rng, (kernel, stride) = np.random.default_rng(0), self.sizes.values()
+        rng, (kernel, stride, height, width) = np.random.default_rng(0), self.sizes.values()
         arrays = {"w": rng.standard_normal((5, 3, kernel, kernel)), "b": rng.standard_normal(5)}
         nodes = [
             helper.make_node(
@@ -68,7 +69,7 @@ class Convolution(bundles.Model):
             helper.make_node("Relu", ["c"], ["y"]),
         ]
         graph = helper.make_graph(
-            nodes, "g", [helper.make_tensor_value_info("x", 1, (2, 3, 21, 38))],
+            nodes, "g", [helper.make_tensor_value_info("x", 1, (2, 3, height, width))],
             [helper.make_tensor_value_info("y", 1, None)],
             [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
         )  # fmt: skip
@@ -79,10 +80,27 @@ class Convolution(bundles.Model):
 def test_a_strided_stem_goes_by_its_phases(name: str, tmp_path: Path) -> None:
     target = targets.get(name)
     cross.require_for(target)
-    case = bundles.Case(Convolution(7, 2), 1.0)
+    case = bundles.Case(Convolution(7, 2, 21, 38), 1.0)
     compiled = case.compile(target, tmp_path / "m.sg")
     assert [layer["format"] for layer in compiled.manifest.layers] == ["winograd-4,4"]
     assert case.error(compiled, *bundles.command(target, compiled.path)) <= 4e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "height", "width"),
+    [(3, 1, 8, 8), (3, 2, 9, 28), (5, 1, 6, 3), (3, 1, 14, 14), (3, 1, 17, 19)],
+)
+def test_few_weights_are_read_in_place_without_vectors(
+    kernel: int, stride: int, height: int, width: int, tmp_path: Path
+) -> None:
+    target = targets.get("riscv64")
+    cross.require_for(target)
+    case = bundles.Case(Convolution(kernel, stride, height, width), 0.2)
+    compiled = case.compile(target, tmp_path / "m.sg")
+    names = [s["kernel"] for s in compiled.manifest.segments[0].model_dump()["steps"]]
+    in_place = width != 19  # no tile of 7 points or more divides it
+    assert any(name.startswith("sconv" if in_place else "spmm") for name in names)
+    assert case.error(compiled, *bundles.command(target, compiled.path)) <= 1e-6
 
 
 @pytest.mark.slow
