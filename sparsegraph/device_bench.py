@@ -1,96 +1,183 @@
-"""How far a table of losses can be trusted, measured on whole pruned models.
+"""Times a bundle on the devices of an inventory: all machines at once, each in its own time.
 
-The table has every layer pruned alone. Where many layers lose much, losses no longer add up, and
-choosing the best sum also chooses the luckiest estimates. So plans are made from the table as it
-is, from one in which every layer loses the same for its cost, and from their geometric mean; each
-is pruned, and the one that loses least on feeds that its pruning did not see is kept. With the
-second, densities are about uniform: a plan is not worse than that but for the noise of few feeds.
+The bundle's `bench.c` is linked here for the machine that the bundle is for, copied with library
+and weights, run, and its JSON brought back. A device that does not answer is a row with the reason.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from sparsegraph.budget.plan import Budget, Plan, cost, plan
-from sparsegraph.budget.table import LayerOptions, Table
-from sparsegraph.calibrate import Feed
-from sparsegraph.divergence import Divergence
+from sparsegraph import loading, targets
+from sparsegraph.devices import Device, DeviceError
+from sparsegraph.errors import SparsegraphError, UnsupportedError, UsageError, message
 from sparsegraph.progress import Progress, silent
-from sparsegraph.prune import prune
-from sparsegraph.recipe import Recipe
-from sparsegraph.sensitivity import Loss
+from sparsegraph.targets import bundle, link
+from sparsegraph.targets.target import Target
 
-Array = np.ndarray[Any, Any]
-
-SHARES = (1.0, 0.5, 0.0)  # of trust in single layers
-_JUDGES = 4  # every fourth feed judges, where there are enough to spare
-_ENOUGH = 16
+_PROGRAM = "bench"
 
 
-def trusted(
-    model: ir.Model,
-    recipe: Recipe,
-    feeds: Sequence[Feed],
-    table: Table,
-    budget: Budget,
-    *,
-    loss: Loss | None = None,
-    progress: Progress | None = None,
-) -> Table:
-    """The table with losses blended as far as proves best at this budget.
+@dataclass(frozen=True)
+class DeviceTime:
+    """What one device measured; milliseconds are None where it has not.
 
-    Losses are scaled to what was measured of the plan that won. `loss` is as for
-    `sensitivity.scan`, by default the divergence on every fourth feed; trials are pruned by the
-    recipe without its last repairs. Raises BudgetError where no plan meets the budget.
+    Attributes:
+        steps: (nodes, milliseconds) of every kernel call of the median run.
+        attempts: runs of its commands until one succeeded, or all of them.
     """
-    shown, judges = _split(feeds)
-    measure, trial = loss or Divergence(model, judges), replace(recipe, swap=False, refit=False)
+
+    device: str
+    target: str
+    threads: int
+    repeats: int
+    attempts: int
+    median_ms: float | None = None
+    min_ms: float | None = None
+    steps: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+    @property
+    def slowest(self) -> str:
+        """The nodes of the slowest kernel call, and its time."""
+        if not self.steps:
+            return ""
+        nodes, ms = max(self.steps, key=lambda step: step[1])
+        return f"{nodes}: {ms:.3g} ms"
+
+
+@dataclass(frozen=True)
+class DeviceBench:
+    """A bundle on several devices."""
+
+    artefact: str
+    model_sha256: str
+    target: str
+    times: tuple[DeviceTime, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything above as plain data."""
+        return asdict(self)
+
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """Columns and rows, in the order of the inventory."""
+        columns = ["device", "target", "threads", "median ms", "fastest ms", "attempts", "slowest"]
+        rows: list[list[object]] = [
+            [t.device, t.target, t.threads, t.median_ms, t.min_ms, t.attempts, t.error or t.slowest]
+            for t in self.times
+        ]
+        return columns, rows
+
+    @property
+    def errors(self) -> list[str]:
+        return [t.error for t in self.times if t.error]
+
+
+def bench(path: Path, devices: Sequence[Device], progress: Progress | None = None) -> DeviceBench:
+    """Time the bundle `path` on all devices.
+
+    Raises:
+        UsageError: `path` is no bundle with a library.
+        UnsupportedError: there is no C compiler for its target.
+    """
     report = progress or silent
-    tried: list[tuple[float, Table, Plan]] = []
-    for share in SHARES:
-        blend = blended(table, budget.kind, share)
-        chosen = plan(blend, budget)
-        known = [lost for lost, _, other in tried if other.densities == chosen.densities]
-        if not known:
-            known = [measure(prune(model, trial, shown, densities=chosen.densities).model)]
-        tried.append((known[0], blend, chosen))
-        report("compare plans", len(tried), len(SHARES))
-    lost, best, chosen = min(tried, key=lambda found: found[0])
-    return _scaled(best, lost / chosen.loss if chosen.loss > 0 and np.isfinite(lost) else 1.0)
+    manifest = loading.read_manifest(path)
+    text = str(manifest["target"]["text"])
+    if not (path / bundle.LIBRARY).is_file() or any(path.glob("fallback_*.onnx")):
+        need = "a bundle whose library runs the whole model"
+        fix = "compile it with --target NAME of a machine with an operating system"
+        raise UsageError(message("artefact", str(path), f"one for {text}", need, fix))
+    target = targets.get(text)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = _files(path, target, Path(temporary))
+        found: dict[str, DeviceTime] = {}
+        report("devices", 0, len(devices))
+        with ThreadPoolExecutor(len(devices)) as pool:
+            turns = {device.place: Lock() for device in devices}
+            jobs = [pool.submit(_time, d, target, files, turns[d.place]) for d in devices]
+            for job in as_completed(jobs):
+                found[job.result().device] = job.result()
+                report("devices", len(found), len(devices))
+    times = tuple(found[d.name] for d in devices)
+    return DeviceBench(path.name, str(manifest["model_sha256"]), text, times)
 
 
-def blended(table: Table, kind: str, share: float) -> Table:
-    """Losses to the power `share`, times to its rest those of a layer like all others.
+def _files(path: Path, target: Target, folder: Path) -> list[Path]:
+    """Program, library and weights side by side."""
+    for name in (bundle.LIBRARY, loading.WEIGHTS):
+        try:
+            os.link(path / name, folder / name)
+        except OSError:
+            shutil.copyfile(path / name, folder / name)
+    link.program(path / "bench.c", path / bundle.LIBRARY, target, folder / _PROGRAM)
+    return [folder / _PROGRAM, folder / bundle.LIBRARY, folder / loading.WEIGHTS]
 
-    Such a layer loses, at every density, what all layers lose there per unit of `kind`.
+
+def _time(device: Device, target: Target, files: Sequence[Path], turn: Lock) -> DeviceTime:
+    """One device, as often as it takes, while nothing else is timed there; never raises."""
+    blank = DeviceTime(device.name, device.target or str(target), device.threads, device.repeats, 0)
+    try:
+        _check(device, target)
+    except SparsegraphError as error:
+        return replace(blank, attempts=0, error=str(error))
+    failure = DeviceError("", "")
+    for attempt in range(1, device.retries + 2):
+        try:
+            with turn:
+                return replace(blank, attempts=attempt, **_result(device, files))
+        except DeviceError as error:
+            failure = error
+            if attempt <= device.retries:
+                time.sleep(attempt * device.wait_s)
+    tried = f"{failure.found} ({device.retries + 1} attempts)"
+    text = message("device", device.name, tried, "the bundle's timing", failure.fix)
+    return replace(blank, attempts=device.retries + 1, error=text)
+
+
+def _check(device: Device, target: Target) -> None:
+    """Refuse a device that the bundle is not for.
+
+    Raises:
+        UnsupportedError: names the device and the target to compile for.
     """
-    whole = sum(cost(row.options[0], kind) for row in table.layers)
-    curve = np.sum([[o.loss for o in row.options] for row in table.layers], axis=0) / whole
-    rows = []
-    for row in table.layers:
-        usual = curve * cost(row.options[0], kind)
-        found = np.array([o.loss for o in row.options])
-        rows.append(_with_losses(row, found**share * usual ** (1 - share)))
-    return replace(table, layers=tuple(rows))
+    if not device.target:
+        return
+    own = targets.get(device.target)
+    lacks = sorted(targets.features(target) - targets.features(own))
+    if own.triple != target.triple or lacks:
+        found = f"{own}, which lacks {', '.join(lacks)}" if own.triple == target.triple else own
+        need = f"a machine that runs code for {target}"
+        fix = f"compile the model with --target {own}"
+        raise UnsupportedError(message("device", device.name, found, need, fix))
 
 
-def _split(feeds: Sequence[Feed]) -> tuple[Sequence[Feed], Sequence[Feed]]:
-    """(feeds to prune by, feeds to judge by); all for both where they are few."""
-    if len(feeds) < _ENOUGH:
-        return feeds, feeds
-    return [f for i, f in enumerate(feeds) if i % _JUDGES], feeds[::_JUDGES]
+def _result(device: Device, files: Sequence[Path]) -> dict[str, Any]:
+    """Copy, run, read.
 
-
-def _scaled(table: Table, factor: float) -> Table:
-    rows = [_with_losses(x, np.array([o.loss for o in x.options]) * factor) for x in table.layers]
-    return replace(table, layers=tuple(rows))
-
-
-def _with_losses(row: LayerOptions, losses: Array) -> LayerOptions:
-    options = [replace(o, loss=float(lost)) for o, lost in zip(row.options, losses)]
-    return replace(row, options=tuple(options))
+    Raises:
+        DeviceError: a command failed, or what it printed is no timing.
+    """
+    for command in device.copying(files):
+        device.execute(command)
+    program, _, weights = [str(f) if device.is_here else f"{device.folder}/{f.name}" for f in files]
+    arguments = (weights, str(device.threads), str(device.repeats))
+    out = device.execute(device.command(program, *arguments))
+    try:
+        data = json.loads(out.strip().splitlines()[-1])
+        steps = tuple((str(s["nodes"]), float(s["ms"])) for s in data["steps"])
+        medians = {k: float(data[k]) for k in ("median_ms", "min_ms")}
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        found = f"no timing but '{out.strip()[-100:]}'"
+        fix = f"run `{' '.join(device.command(program, *arguments))}` by hand"
+        raise DeviceError(found, fix) from error
+    return {**medians, "steps": steps}

@@ -1,161 +1,213 @@
-"""Prune within one budget: table, plan, prune, and the trade-off around the plan."""
+"""The inventory: devices in a TOML file, and how a command runs on one of them.
+
+    [defaults]                       # optional; what every device takes unless it says otherwise
+    timeout_s = 60
+
+    [devices.kitchen]
+    target = "raspberry-pi-5"
+    ssh = "pi@kitchen"               # keys and ports: ~/.ssh/config
+
+    [devices.phone]                  # any other way: two commands
+    push = ["adb", "push", "{files}", "{folder}"]
+    run = ["adb", "shell", "{command}"]
+    folder = "/data/local/tmp/sparsegraph"
+
+    [devices.emulated]               # without `push` the files stay here
+    run = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "{words}"]
+
+`{files}` and `{words}` stand for several words, `{command}` for one text that a shell reads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import count
+import math
+import os
+import shlex
+import signal
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sparsegraph import targets
-from sparsegraph.budget.measured import (
-    MOST_RUNS,
-    N_TIMED,
-    Settled,
-    Timer,
-    Timing,
-    settle,
-    timed,
-    timer,
-)
-from sparsegraph.budget.plan import LATENCY, Budget, Plan, pareto, plan
-from sparsegraph.budget.search import N_ATTEMPTS, Found, within_drop
-from sparsegraph.budget.table import Table, tabulate
-from sparsegraph.budget.trust import trusted
-from sparsegraph.calibrate import Feed
-from sparsegraph.errors import BudgetError, UsageError, message
-from sparsegraph.feeds import checked
-from sparsegraph.progress import Progress, silent
-from sparsegraph.prune import Pruned, prune
-from sparsegraph.recipe import Recipe
-from sparsegraph.sensitivity import Loss
+from sparsegraph.errors import UsageError, message
+from sparsegraph.targets.target import PACKAGES
 
-DROP = "max-drop"
+_CONNECT_S = 10
+_SSH = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}")
+_ROOM = 'mkdir -p "$0" && cd "$0" && rm -f "$@"'  # no file that still runs is overwritten
+_HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@:\[\]-]*"
+_FOLDER = r"[A-Za-z0-9_/][A-Za-z0-9_./-]*"
+
+Words = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Within:
-    """A pruned model, the plan behind it, and plans from dense to the least that is reachable.
+class DeviceError(Exception):
+    """A command of a device failed; `found` and `fix` are parts of the error text."""
 
-    `options` is the table that they were chosen from; `settled` tells what was measured on this
-    machine for a latency budget or an allowed drop, else None.
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.fix = fix
+
+
+class Device(BaseModel):
+    """One machine that measures.
+
+    Attributes:
+        target: what it is, as `sparsegraph targets` spells it; empty: whatever the bundle is for.
+        ssh: host of OpenSSH's `ssh` and `scp`; or
+        run, push: commands that run a program on it, and copy files to it.
+        folder: where the files go on the device.
+        timeout_s: of one command.
+        retries: further attempts after one that failed.
+        wait_s: before the first of them; each waits longer.
     """
 
-    pruned: Pruned
-    plan: Plan
-    trade_off: tuple[Plan, ...]
-    options: Table
-    settled: Settled | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def layer_ms(self) -> dict[str, float]:
-        """Milliseconds of every layer at its density, by name: in place where they were timed."""
-        wanted = self.plan.densities
-        return {
-            row.layer: option.ms
-            for row in self.options.layers
-            for option in row.options
-            if option.density == wanted[row.layer]
-        }
+    name: str
+    target: str = ""
+    ssh: Annotated[str, Field(pattern=rf"^({_HOST})?$")] = ""
+    run: Words = ()
+    push: Words = ()
+    folder: Annotated[str, Field(pattern=rf"^{_FOLDER}$")] = "sparsegraph-bench"
+    threads: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=1)] = 20
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0)] = 2
+    wait_s: Annotated[float, Field(ge=0)] = 1.0
 
-    def summary(self) -> str:
-        """The chosen plan's time, and how it is known."""
-        if self.settled is None:
-            return f"{self.plan.ms:.3g} ms predicted"
-        share = self.settled.ms / self.settled.dense_ms
-        runs = f"{self.settled.n_runs} compiled trials"
-        return f"{self.settled.ms:.3g} ms measured, {share:.2f}x of ONNX Runtime, {runs}"
+    @field_validator("run")
+    @classmethod
+    def _runs_something(cls, words: Words) -> Words:
+        if words and not ("{words}" in words or any("{command}" in w for w in words)):
+            raise ValueError("no word {words} or {command}")
+        return words
 
-    def table(self) -> tuple[list[str], list[list[object]]]:
-        """(columns, rows) of the trade-off; milliseconds and losses are predictions."""
-        columns = ["predicted ms", "MB of weights", "G multiply-adds", "density", "predicted loss"]
-        rows: list[list[object]] = [
-            [p.ms, p.n_bytes / 1e6, p.macs / 1e9, p.density, p.loss]
-            for p in sorted([*self.trade_off, self.plan], key=lambda p: -p.ms)
-        ]
-        return columns, rows
+    @field_validator("push")
+    @classmethod
+    def _pushes_something(cls, words: Words) -> Words:
+        if words and "{files}" not in words:
+            raise ValueError("no word {files}")
+        return words
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Device:
+        if bool(self.ssh) == bool(self.run):
+            raise ValueError("need either ssh or run")
+        if self.ssh and self.push:
+            raise ValueError("ssh brings its own push")
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """True if files stay where they are, as for an emulator."""
+        return not self.ssh and not self.push
+
+    @property
+    def place(self) -> str:
+        """Where it measures: devices of one place take turns."""
+        return self.ssh or self.name
+
+    def copying(self, files: Sequence[Path]) -> list[Words]:
+        """The commands that bring `files` to the device."""
+        if self.is_here:
+            return []
+        names = [str(f) for f in files]
+        if self.ssh:
+            to = f"{self.ssh}:{self.folder}/"
+            room = self.command("sh", "-c", _ROOM, self.folder, *(f.name for f in files))
+            return [room, ("scp", "-q", *_SSH, *names, to)]
+        return [tuple(_filled(self.push, "{files}", names, {"{folder}": self.folder}))]
+
+    def command(self, *words: str) -> Words:
+        """The command that runs `words` on the device."""
+        if self.ssh:  # what is stopped here would go on there
+            limited = ("timeout", str(math.ceil(self.timeout_s)), *words)
+            return ("ssh", *_SSH, self.ssh, shlex.join(limited))
+        text = shlex.join(words)
+        return tuple(_filled(self.run, "{words}", words, {"{command}": text}))
+
+    def execute(self, command: Sequence[str]) -> str:
+        """What the command prints.
+
+        Raises:
+            DeviceError: it is missing, fails, or takes longer than `timeout_s`.
+        """
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, errors="replace", start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            package = PACKAGES.get(command[0], "")
+            fix = f"install the Debian package {package}" if package else "install it, or name it"
+            found = f"{command[0]}: {error.strerror}"
+            raise DeviceError(found, f"{fix} in [devices.{self.name}]") from error
+        try:
+            out, err = process.communicate(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            fix = f"raise timeout_s of [devices.{self.name}], or {self._trial()}"
+            raise DeviceError(f"no answer within {self.timeout_s:g} s", fix) from error
+        if process.returncode:
+            said = (err.strip() or out.strip() or "nothing").splitlines()[-1][-300:]
+            raise DeviceError(f"exit code {process.returncode}: {said}", self._trial())
+        return out
+
+    def _trial(self) -> str:
+        return f"try `{shlex.join(self.command('true'))}` by hand"
 
 
-def prune_within(
-    model: ir.Model,
-    recipe: str | Recipe,
-    calibration: Iterable[Feed],
-    limits: Mapping[str, str],
-    *,
-    target: str = "native",
-    loss: Loss | None = None,
-    time: Timer | None = None,
-    progress: Progress | None = None,
-) -> Within:
-    """Prune so that one limit holds: `{"latency": "5ms"}`, `size`, `flops`, or `max-drop`.
+def _filled(
+    template: Sequence[str], many: str, words: Sequence[str], texts: Mapping[str, str]
+) -> list[str]:
+    """The template with the word `many` replaced by `words`, and `texts` within words."""
+    out: list[str] = []
+    for word in template:
+        if word == many:
+            out += words
+            continue
+        for name, text in texts.items():
+            word = word.replace(name, text)
+        out.append(word)
+    return out
 
-    `recipe` says how; its share of zeros does not count. How far losses of single layers can be
-    trusted is tried on whole models: see `sparsegraph.budget.trust`. `latency` holds for a compiled
-    model that was timed here (by `time`, if given) where the target runs on this machine; on
-    others, and for `size` and `flops`, the predictions of the table count. `max-drop` holds for the
-    loss measured on the first 8 feeds; what is fastest within it is judged by times in place.
-    Raises UsageError for anything but one limit, BudgetError when it is out of reach.
+
+def read(path: Path) -> list[Device]:
+    """The devices of an inventory, in the order of the file.
+
+    Raises:
+        UsageError: it cannot be read, or a device is not described as above; names the device.
     """
-    if len(limits) != 1:
-        need, fix = "exactly one", "drop the others"
-        raise UsageError(message("budget", ", ".join(limits), f"{len(limits)} limits", need, fix))
-    feeds, ((kind, text),) = checked(model, calibration), limits.items()
-    budget = None if kind == DROP else Budget.parse(kind, text)
-    most = _share(text) if budget is None else 0.0
-    report = progress or silent
-    table = tabulate(
-        model, recipe, feeds, target=target, loss=loss,
-        progress=lambda done, n, _: report("measure layers", done, n),
-    )  # fmt: skip
-    own = targets.get(target)
-    clock = (time or timer(own, feeds[0])) if targets.runs_here(own) else None
-
-    def on_run(n: int) -> Callable[[int, Timing], None]:
-        return lambda done, _: report("compile and time", done, n)
-
-    if budget is None:
-        if clock is not None:
-            table = timed(model, _recipe(recipe), table, clock, on_run=on_run(N_TIMED))
-        attempts = count(1)
-        best = within_drop(
-            model, recipe, feeds, table, most, loss=loss,
-            on_attempt=lambda *_: report("prune and compare", next(attempts), N_ATTEMPTS),
-        )  # fmt: skip
-        settled = None if clock is None else _timed_once(best, table, clock)
-        chosen = best.plan if settled is None else settled.plan
-        return Within(best.pruned, chosen, tuple(pareto(table)), table, settled)
-    settled = None
-    with suppress(*([BudgetError] if budget.kind == LATENCY and clock is not None else [])):
-        # what the cost model holds for out of reach, timings may not
-        table = trusted(model, _recipe(recipe), feeds, table, budget, loss=loss, progress=progress)
-    if budget.kind == LATENCY and clock is not None:
-        settled = settle(model, _recipe(recipe), table, budget, clock, on_run=on_run(MOST_RUNS))
-        table = settled.table
-    chosen = settled.plan if settled else plan(table, budget)
-    pruned = prune(
-        model, recipe, feeds, densities=chosen.densities,
-        progress=lambda done, n, _: report("prune", done, n),
-    )  # fmt: skip
-    return Within(pruned, chosen, tuple(pareto(table, budget.kind)), table, settled)
-
-
-def _timed_once(found: Found, table: Table, clock: Timer) -> Settled:
-    """What was found, with the time that it really takes, after two timings of the table."""
-    timing = clock(found.pruned.model)
-    return Settled(replace(found.plan, ms=timing.ms), table, timing.ms, timing.dense_ms, 3)
-
-
-def _recipe(recipe: str | Recipe) -> Recipe:
-    return Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-
-
-def _share(text: str) -> float:
+    form = 'write [devices.NAME] with ssh = "HOST" or run = [...]'
     try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not value > 0:
-        fix = "write --max-drop 0.01"
-        raise UsageError(message("--max-drop", text, "no positive number", "a loss", fix))
-    return value
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise UsageError(message("inventory", str(path), found, "a TOML file", form)) from error
+    defaults, tables = data.pop("defaults", {}), data.pop("devices", {})
+    if data or not tables or not isinstance(tables, dict) or not isinstance(defaults, dict):
+        found = f"[{next(iter(data))}]" if data else "no devices"
+        raise UsageError(message("inventory", str(path), found, "tables of devices", form))
+    return [_device(name, defaults, table) for name, table in tables.items()]
+
+
+def _device(name: str, defaults: dict[str, Any], table: object) -> Device:
+    fix = "write it as `sparsegraph bench --help` says"
+    if not isinstance(table, dict):
+        raise UsageError(message("device", name, repr(table), "a table", fix))
+    try:
+        return Device(**{**defaults, **table, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the table"
+        found = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        fix = f"correct [devices.{name}]"
+        raise UsageError(message("device", name, found, "a device", fix)) from error
+    except TypeError as error:
+        raise UsageError(message("device", name, str(error), "a device", fix)) from error
