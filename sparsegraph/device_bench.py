@@ -7,6 +7,7 @@ and weights, run, and its JSON brought back. A device that does not answer is a 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from threading import Lock
 from typing import Any
 
 from sparsegraph import loading, targets
-from sparsegraph.devices import Device, DeviceError
+from sparsegraph.devices import Device, DeviceError, plain
 from sparsegraph.errors import SparsegraphError, UnsupportedError, UsageError, message
 from sparsegraph.progress import Progress, silent
 from sparsegraph.targets import bundle, link
@@ -100,11 +101,12 @@ def bench(path: Path, devices: Sequence[Device], progress: Progress | None = Non
     target = targets.get(text)
     with tempfile.TemporaryDirectory() as temporary:
         files = _files(path, target, Path(temporary))
+        n_steps = sum(len(segment.get("steps", ())) for segment in manifest["segments"])
         found: dict[str, DeviceTime] = {}
         report("devices", 0, len(devices))
         with ThreadPoolExecutor(len(devices)) as pool:
             turns = {device.place: Lock() for device in devices}
-            jobs = [pool.submit(_time, d, target, files, turns[d.place]) for d in devices]
+            jobs = [pool.submit(_time, d, target, files, n_steps, turns[d.place]) for d in devices]
             for job in as_completed(jobs):
                 found[job.result().device] = job.result()
                 report("devices", len(found), len(devices))
@@ -123,7 +125,9 @@ def _files(path: Path, target: Target, folder: Path) -> list[Path]:
     return [folder / _PROGRAM, folder / bundle.LIBRARY, folder / loading.WEIGHTS]
 
 
-def _time(device: Device, target: Target, files: Sequence[Path], turn: Lock) -> DeviceTime:
+def _time(
+    device: Device, target: Target, files: Sequence[Path], n_steps: int, turn: Lock
+) -> DeviceTime:
     """One device, as often as it takes, while nothing else is timed there; never raises."""
     blank = DeviceTime(device.name, device.target or str(target), device.threads, device.repeats, 0)
     try:
@@ -134,7 +138,7 @@ def _time(device: Device, target: Target, files: Sequence[Path], turn: Lock) -> 
     for attempt in range(1, device.retries + 2):
         try:
             with turn:
-                return replace(blank, attempts=attempt, **_result(device, files))
+                return replace(blank, attempts=attempt, **_result(device, files, n_steps))
         except DeviceError as error:
             failure = error
             if attempt <= device.retries:
@@ -161,7 +165,7 @@ def _check(device: Device, target: Target) -> None:
         raise UnsupportedError(message("device", device.name, found, need, fix))
 
 
-def _result(device: Device, files: Sequence[Path]) -> dict[str, Any]:
+def _result(device: Device, files: Sequence[Path], n_steps: int) -> dict[str, Any]:
     """Copy, run, read.
 
     Raises:
@@ -173,11 +177,25 @@ def _result(device: Device, files: Sequence[Path]) -> dict[str, Any]:
     arguments = (weights, str(device.threads), str(device.repeats))
     out = device.execute(device.command(program, *arguments))
     try:
-        data = json.loads(out.strip().splitlines()[-1])
-        steps = tuple((str(s["nodes"]), float(s["ms"])) for s in data["steps"])
-        medians = {k: float(data[k]) for k in ("median_ms", "min_ms")}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        found = f"no timing but '{out.strip()[-100:]}'"
+        return _timing(out.strip().splitlines()[-1], n_steps)
+    except (IndexError, KeyError, TypeError, ArithmeticError, ValueError, RecursionError) as error:
+        found = f"no timing but '{plain(out.strip()[-100:])}'"
         fix = f"run `{' '.join(device.command(program, *arguments))}` by hand"
         raise DeviceError(found, fix) from error
-    return {**medians, "steps": steps}
+
+
+def _timing(text: str, n_steps: int) -> dict[str, Any]:
+    """Median, minimum and steps of a line of `bench.c`.
+
+    Raises:
+        ValueError, KeyError, TypeError, ArithmeticError, RecursionError: it is none of this bundle.
+    """
+    data = json.loads(text)
+    steps = tuple((plain(str(s["nodes"])), float(s["ms"])) for s in data["steps"])
+    median, least = float(data["median_ms"]), float(data["min_ms"])
+    times = (least, median, *(ms for _, ms in steps))
+    if len(steps) != n_steps or least > median:
+        raise ValueError("the timing of another bundle")
+    if not all(math.isfinite(ms) and ms >= 0 for ms in times):
+        raise ValueError("a time that is none")
+    return {"median_ms": median, "min_ms": least, "steps": steps}

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import math
 import os
+import selectors
 import shlex
 import signal
 import subprocess
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,13 @@ _SSH = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}")
 _ROOM = 'mkdir -p "$0" && cd "$0" && rm -f "$@"'  # no file that still runs is overwritten
 _HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@:\[\]-]*"
 _FOLDER = r"[A-Za-z0-9_/][A-Za-z0-9_./-]*"
+_NAME = r"[^\x00-\x1f\x7f-\x9f]{1,100}"
+_FILE_BYTES = 1 << 20  # of an inventory
+_OUTPUT_BYTES = 8 << 20  # of what a command prints; a timing takes 100 bytes a kernel
+_DEVICES = 256  # one thread each
+_DAY_S = 86400.0
+
+Seconds = Annotated[float, Field(strict=True, le=_DAY_S, allow_inf_nan=False)]
 
 Words = tuple[str, ...]
 
@@ -68,17 +77,24 @@ class Device(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: Annotated[str, Field(pattern=rf"^{_NAME}$")]
     target: str = ""
     ssh: Annotated[str, Field(pattern=rf"^({_HOST})?$")] = ""
     run: Words = ()
     push: Words = ()
     folder: Annotated[str, Field(pattern=rf"^{_FOLDER}$")] = "sparsegraph-bench"
-    threads: Annotated[int, Field(ge=1)] = 1
-    repeats: Annotated[int, Field(ge=1)] = 20
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    retries: Annotated[int, Field(ge=0)] = 2
-    wait_s: Annotated[float, Field(ge=0)] = 1.0
+    threads: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
+    repeats: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20
+    timeout_s: Annotated[Seconds, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(strict=True, ge=0, le=100)] = 2
+    wait_s: Annotated[Seconds, Field(ge=0)] = 1.0
+
+    @field_validator("run", "push")
+    @classmethod
+    def _can_be_run(cls, words: Words) -> Words:
+        if words and (not words[0] or any("\0" in w for w in words)):
+            raise ValueError("an empty command, or a zero byte in one")
+        return words
 
     @field_validator("run")
     @classmethod
@@ -135,32 +151,68 @@ class Device(BaseModel):
         """What the command prints.
 
         Raises:
-            DeviceError: it is missing, fails, or takes longer than `timeout_s`.
+            DeviceError: it is missing, fails, prints without end, or takes longer than `timeout_s`.
         """
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                text=True, errors="replace", start_new_session=True,
+                start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             package = PACKAGES.get(command[0], "")
             fix = f"install the Debian package {package}" if package else "install it, or name it"
             found = f"{command[0]}: {error.strerror}"
             raise DeviceError(found, f"{fix} in [devices.{self.name}]") from error
-        try:
-            out, err = process.communicate(timeout=self.timeout_s)
-        except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            fix = f"raise timeout_s of [devices.{self.name}], or {self._trial()}"
-            raise DeviceError(f"no answer within {self.timeout_s:g} s", fix) from error
+        with process:
+            try:
+                out, err = self._output(process)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
         if process.returncode:
-            said = (err.strip() or out.strip() or "nothing").splitlines()[-1][-300:]
+            said = plain((err.strip() or out.strip() or "nothing").splitlines()[-1][-300:])
             raise DeviceError(f"exit code {process.returncode}: {said}", self._trial())
         return out
 
+    def _output(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
+        """What it writes until its end.
+
+        Raises:
+            DeviceError: too much of it, or it takes too long.
+        """
+        end = time.monotonic() + self.timeout_s
+        found = {stream: bytearray() for stream in (process.stdout, process.stderr) if stream}
+        with selectors.DefaultSelector() as waiting:
+            for stream in found:
+                waiting.register(stream, selectors.EVENT_READ, found[stream])
+            while waiting.get_map():
+                for key, _ in waiting.select(max(0.0, end - time.monotonic())):
+                    piece = os.read(key.fd, 1 << 16)
+                    key.data.extend(piece)
+                    if not piece:
+                        waiting.unregister(key.fileobj)
+                    if len(key.data) > _OUTPUT_BYTES:
+                        raise DeviceError(f"more than {_OUTPUT_BYTES >> 20} MB", self._trial())
+                if time.monotonic() > end:
+                    raise self._late()
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            raise self._late() from error
+        out, err = (text.decode(errors="replace") for text in found.values())
+        return out, err
+
+    def _late(self) -> DeviceError:
+        fix = f"raise timeout_s of [devices.{self.name}], or {self._trial()}"
+        return DeviceError(f"no answer within {self.timeout_s:g} s", fix)
+
     def _trial(self) -> str:
         return f"try `{shlex.join(self.command('true'))}` by hand"
+
+
+def plain(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _filled(
@@ -186,28 +238,51 @@ def read(path: Path) -> list[Device]:
     """
     form = 'write [devices.NAME] with ssh = "HOST" or run = [...]'
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = tomllib.loads(_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         found = getattr(error, "strerror", None) or str(error)
         raise UsageError(message("inventory", str(path), found, "a TOML file", form)) from error
     defaults, tables = data.pop("defaults", {}), data.pop("devices", {})
     if data or not tables or not isinstance(tables, dict) or not isinstance(defaults, dict):
         found = f"[{next(iter(data))}]" if data else "no devices"
         raise UsageError(message("inventory", str(path), found, "tables of devices", form))
+    if len(tables) > _DEVICES:
+        found, fix = f"{len(tables)} devices", "write several inventories"
+        raise UsageError(message("inventory", str(path), found, f"at most {_DEVICES}", fix))
     return [_device(name, defaults, table) for name, table in tables.items()]
+
+
+def _text(path: Path) -> str:
+    """The inventory's text.
+
+    Raises:
+        OSError: it is no file that can be read.
+        ValueError: it is no text, or too long.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        data = file.read(_FILE_BYTES + 1)
+    if len(data) > _FILE_BYTES:
+        raise ValueError(f"more than {_FILE_BYTES >> 20} MB")
+    return data.decode()
 
 
 def _device(name: str, defaults: dict[str, Any], table: object) -> Device:
     fix = "write it as `sparsegraph bench --help` says"
+    shown = plain(name)[:100]
     if not isinstance(table, dict):
-        raise UsageError(message("device", name, repr(table), "a table", fix))
+        raise UsageError(message("device", shown, repr(table)[:100], "a table", fix))
+    if "name" in table or "name" in defaults:
+        fix = f"leave it out: [devices.{shown}] is its name"
+        raise UsageError(message("device", shown, "name: a key", "no such key", fix))
     try:
         return Device(**{**defaults, **table, "name": name})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the table"
         found = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        fix = f"correct [devices.{name}]"
-        raise UsageError(message("device", name, found, "a device", fix)) from error
+        fix = f"correct [devices.{shown}]"
+        raise UsageError(message("device", shown, found, "a device", fix)) from error
     except TypeError as error:
-        raise UsageError(message("device", name, str(error), "a device", fix)) from error
+        raise UsageError(message("device", shown, str(error), "a device", fix)) from error

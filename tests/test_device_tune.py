@@ -73,8 +73,8 @@ def test_what_a_device_measured_makes_the_plan(model_file: Path, tmp_path: Path)
     assert found.cpu == "device shelf"
     assert all(len(m.ms) > 1 for m in found.layers.values())
     assert all(layer["is_measured"] for layer in first.manifest.layers)
-    for layer, measured in zip(first.manifest.layers, found.layers.values()):
-        assert layer["ms"] == min(measured.ms.values())
+    chosen = sorted(layer["ms"] for layer in first.manifest.layers)
+    assert chosen == sorted(min(m.ms.values()) for m in found.layers.values())
     again = compile(
         model_file, shapes=SHAPES, tune=True, tuning=file, devices=[shelf],
         output=tmp_path / "b.sg", keep_native=True,

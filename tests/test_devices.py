@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -179,7 +180,37 @@ def test_inventory(tmp_path: Path) -> None:
         ("[devices.a]\nrun = ['{words}']\npush = ['cp']", "no word {files}"),
         ("[devices.a]\nssh = 'b'\nthreads = 0", "threads"),
         ("[devices.a]\nssh = 'b'\nhost = 'c'", "host"),
+        ("[devices.a]\nssh = 'b'\n[devices.a]\nssh = 'c'", "Cannot declare"),
+        ("[devices.a]\nssh = 'b'\nssh = 'c'", "Cannot overwrite"),
+        ("[devices.a]\nssh = 'b'\nname = 'c'", "name: a key"),
+        ("defaults = 3\n[devices.a]\nssh = 'b'", "tables of devices"),
+        ("[devices.'']\nssh = 'b'", "name"),
+        ('[devices."a\\u001b[2J"]\nssh = "b"', "device 'a?[2J': found name"),
+        ("[devices.a]\nssh = 5", "ssh"),
+        ("[devices.a]\nssh = 'b; rm -r x'", "ssh"),
+        ("[devices.a]\nssh = '$(x)'", "ssh"),
+        ('[devices.a]\nssh = "b\\n-oProxyCommand=x"', "ssh"),
+        ("[devices.a]\nssh = 'b'\nfolder = '-rf'", "folder"),
+        ("[devices.a]\nssh = 'b'\nfolder = '$HOME'", "folder"),
+        ("[devices.a]\nrun = 'sh {command}'", "run"),
+        ("[devices.a]\nrun = [1, '{words}']", "run"),
+        ("[devices.a]\nrun = ['', '{words}']", "run: an empty command"),
+        ('[devices.a]\nrun = ["{words}", "\\u0000"]', "a zero byte"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = 0", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = -1", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = 1e300", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = inf", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = nan", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\ntimeout_s = '5'", "timeout_s"),
+        ("[devices.a]\nssh = 'b'\nwait_s = inf", "wait_s"),
+        ("[devices.a]\nssh = 'b'\nretries = 1000000", "retries"),
+        ("[devices.a]\nssh = 'b'\nrepeats = true", "repeats"),
+        ("[devices.a]\nssh = 'b'\nthreads = 99999999999", "threads"),
+        ("a = " + 9999 * "[", "inventory"),
+        ("#" * ((1 << 20) + 1), "more than 1 MB"),
+        ("".join(f"[devices.a{i}]\nssh = 'b'\n" for i in range(257)), "257 devices"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_inventories_that_are_refused(text: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "devices.toml"
@@ -192,6 +223,83 @@ def test_inventories_that_are_refused(text: str, expected: str, tmp_path: Path) 
 def test_no_inventory() -> None:
     with pytest.raises(UsageError, match="No such file"):
         devices.read(Path("no.toml"))
+
+
+def test_an_inventory_that_is_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="no regular file"):
+            devices.read(path)
+    (tmp_path / "devices.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="inventory"):
+        devices.read(tmp_path / "devices.toml")
+
+
+TIMES = '"median_ms": 2, "min_ms": 1'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\x1b[2J\xff",
+        "[" * 100_000,
+        "[1, 2]",
+        "null",
+        '{"steps": 3, TIMES}',
+        '{"steps": [], TIMES}',
+        '{"steps": [STEP, STEP], TIMES}',
+        '{"steps": [STEP], "median_ms": NaN, "min_ms": 1}',
+        '{"steps": [STEP], "median_ms": 1e999, "min_ms": 1}',
+        '{"steps": [STEP], "median_ms": 1, "min_ms": -1}',
+        '{"steps": [STEP], "median_ms": 1, "min_ms": 2}',
+        '{"steps": [{"nodes": "a", "ms": -Infinity}], TIMES}',
+        '{"steps": [{"nodes": "a", "ms": 1' + "0" * 400 + "}], TIMES}",
+        '{"steps": [{"nodes": "a"}], TIMES}',
+        '{"steps": ["a"], TIMES}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_answers_that_are_no_timing(answer: str, tmp_path: Path) -> None:
+    text = answer.replace("STEP", '{"nodes": "a", "ms": 1}').replace("TIMES", TIMES)
+    (tmp_path / "answer").write_text(text)
+    odd = device("porch", run=("sh", "-c", f"cat {tmp_path}/answer # {{command}}"))
+    files = [tmp_path / name for name in ("bench", "model.so", "weights.bin")]
+    with pytest.raises(devices.DeviceError, match="no timing but") as caught:
+        device_bench._result(odd, files, 1)
+    assert caught.value.found.isprintable()
+
+
+def test_a_timing_of_this_bundle_is_taken() -> None:
+    text = '{"steps": [{"nodes": "a\\u001b", "ms": 0}], ' + TIMES + "}"
+    found = device_bench._timing(text, 1)
+    assert found == {"median_ms": 2.0, "min_ms": 1.0, "steps": (("a?", 0.0),)}
+
+
+def test_a_device_that_never_stops_talking(artefact: Path) -> None:
+    for stream in ("", ">&2"):
+        found = one(artefact, run=("sh", "-c", f"yes {stream} # {{command}}"), timeout_s=60)
+        assert "found more than 8 MB" in str(found.error)
+
+
+def test_a_process_that_outlives_its_device_is_not_waited_for(artefact: Path) -> None:
+    start = time.monotonic()
+    run = ("sh", "-c", "setsid sleep 20 & sleep 20 # {command}")
+    assert "no answer" in str(one(artefact, run=run, timeout_s=0.3).error)
+    assert time.monotonic() - start < 10
+
+
+def test_links_in_the_work_folder_are_not_written_through(tmp_path: Path) -> None:
+    """The folder may be a link; a link in the place of a file goes, what it names stays."""
+    precious, folder = tmp_path / "precious", tmp_path / "elsewhere"
+    precious.write_text("mine")
+    folder.mkdir()
+    (folder / "bench").symlink_to(precious)
+    (tmp_path / "work").symlink_to(folder)
+    kitchen = device("kitchen", run=(), ssh="kitchen", folder=str(tmp_path / "work"))
+    room = kitchen.copying([Path("bench"), Path("a b; x")])[0][-1]
+    subprocess.run(["sh", "-c", room], check=True)
+    assert precious.read_text() == "mine"
+    assert (tmp_path / "work").is_symlink()
+    assert list(folder.iterdir()) == []
 
 
 def test_command_line(artefact: Path, tmp_path: Path) -> None:
