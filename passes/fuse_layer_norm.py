@@ -22,14 +22,17 @@ from sparsegraph.graph import (
     constant,
     has_one_use,
     input_at,
-    int_attribute,
-    integers,
-    ints_attribute,
     is_op,
     made_by,
     opset_of,
-    scalar,
     static_shape,
+)
+from sparsegraph.norms import (
+    mean_and_epsilon,
+    quotients,
+    reduced_axes,
+    squared,
+    trailing,
 )
 from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
 
@@ -77,20 +80,20 @@ class FuseLayerNorm(RewritePass):
 
 
 def _match_core(node: ir.Node) -> Core | Decline | None:
-    for difference, root in _quotients(node):
-        centre, variance = made_by(difference, "Sub"), _variance(root)
+    for difference, square in quotients(node):
+        centre, variance = made_by(difference, "Sub"), mean_and_epsilon(square)
         if centre is None or variance is None or centre.inputs[0] is None:
             continue
         mean_of_squares, epsilon = variance
-        if not _is_square_of(mean_of_squares.inputs[0], centre):
+        if epsilon is None or not _is_square_of(mean_of_squares.inputs[0], centre):
             continue
         mean = made_by(centre.inputs[1], "ReduceMean")
         source = centre.inputs[0]
         if mean is None or mean.inputs[0] is not source:
             continue
-        axes = _axes(mean)
+        axes = reduced_axes(mean)
         rank = len(source.shape or ())
-        if axes is None or axes != _axes(mean_of_squares):
+        if axes is None or axes != reduced_axes(mean_of_squares):
             return decline(node, "mean and variance are over different axes")
         if axes != tuple(range(rank - len(axes), rank)):
             return decline(node, f"axes {list(axes)} are not the last of {rank}")
@@ -100,59 +103,14 @@ def _match_core(node: ir.Node) -> Core | Decline | None:
     return None
 
 
-def _quotients(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
-    """Pairs (numerator, standard deviation) that the node may be the quotient of."""
-    first, second = node.inputs[0], node.inputs[1]
-    if is_op(node, "Div"):
-        return [(first, second)]
-    pairs = []
-    for a, b in ((first, second), (second, first)):
-        inverse = made_by(b, "Reciprocal", "Div")
-        if is_op(inverse, "Reciprocal") and inverse is not None:
-            pairs.append((a, inverse.inputs[0]))
-        elif inverse is not None and scalar(inverse.inputs[0]) == 1.0:
-            pairs.append((a, inverse.inputs[1]))
-    return pairs
-
-
-def _variance(root: ir.Value | None) -> tuple[ir.Node, float] | None:
-    """The ReduceMean and the epsilon below a square root."""
-    sqrt = made_by(root, "Sqrt", "Pow")
-    if sqrt is None or (is_op(sqrt, "Pow") and scalar(sqrt.inputs[1]) != 0.5):
-        return None
-    add = made_by(sqrt.inputs[0], "Add")
-    if add is None:
-        return None
-    for side in (0, 1):
-        mean, epsilon = made_by(add.inputs[side], "ReduceMean"), scalar(add.inputs[1 - side])
-        if mean is not None and epsilon is not None:
-            return mean, epsilon
-    return None
-
-
 def _is_square_of(value: ir.Value | None, centre: ir.Node) -> bool:
     """True for d*d or d**2, where d is the same difference (or an equal Sub node)."""
-    node = made_by(value, "Mul", "Pow")
-    if node is None:
-        return False
-    operands = node.inputs[:1] if is_op(node, "Pow") else node.inputs
-    if is_op(node, "Pow") and scalar(node.inputs[1]) != 2.0:
-        return False
-    return all(_is_same(made_by(v, "Sub"), centre) for v in operands)
+    operands = squared(value)
+    return operands is not None and all(_is_same(made_by(v, "Sub"), centre) for v in operands)
 
 
 def _is_same(node: ir.Node | None, other: ir.Node) -> bool:
     return node is not None and (node is other or list(node.inputs) == list(other.inputs))
-
-
-def _axes(mean: ir.Node) -> tuple[int, ...] | None:
-    """Reduced axes counted from the front; None when unknown or the axes are dropped."""
-    rank = len(mean.inputs[0].shape or ()) if mean.inputs[0] is not None else 0
-    operand = input_at(mean, 1)
-    axes = integers(operand) if operand is not None else ints_attribute(mean, "axes")
-    if axes is None or not int_attribute(mean, "keepdims", 1) or not rank:
-        return None
-    return tuple(sorted(a % rank for a in axes))
 
 
 def _normalised(found: Core, build: Builder) -> ir.Value:
@@ -176,7 +134,7 @@ def _match_step(node: ir.Node) -> Step | Decline | None:
         scale, bias = constant(norm.inputs[1]), constant(input_at(norm, 2))
         if scale is None or (bias is None and input_at(norm, 2) is not None):
             return decline(node, "scale or bias of the norm is not constant")
-        factor = _trailing(value, scale.shape, node.outputs[0])
+        factor = trailing(value, scale.shape, node.outputs[0])
         if factor is None or node.outputs[0].shape != norm.outputs[0].shape:
             return decline(node, "the constant varies along another axis than the normalised")
         if is_op(node, "Mul"):
@@ -185,16 +143,6 @@ def _match_step(node: ir.Node) -> Step | Decline | None:
         moved = factor if bias is None else (bias + factor).astype(bias.dtype)
         return Step(norm, None, moved, value, node.outputs[0])
     return None
-
-
-def _trailing(value: ir.Value, shape: tuple[int, ...], output: ir.Value) -> np.ndarray | None:
-    """The constant broadcast to the shape of the norm's scale, or None when it does not fit."""
-    array = constant(value)
-    assert array is not None
-    if array.ndim > len(output.shape or ()) or any(s != 1 for s in array.shape[: -len(shape)]):
-        return None
-    trailing = array.reshape(array.shape[-len(shape) :]) if array.ndim else array
-    return np.array(np.broadcast_to(trailing, shape))
 
 
 def _with_step(found: Step, build: Builder) -> ir.Value:

@@ -22,7 +22,9 @@ from sparsegraph.passes.fold_scale import FoldScale
 from sparsegraph.passes.fold_shapes import FoldShapes
 from sparsegraph.passes.fuse_attention import FuseAttention
 from sparsegraph.passes.fuse_gelu import FuseGelu
+from sparsegraph.passes.fuse_group_norm import FuseGroupNorm
 from sparsegraph.passes.fuse_layer_norm import FuseLayerNorm
+from sparsegraph.passes.fuse_rms_norm import FuseRmsNorm
 from sparsegraph.passes.inline_if import InlineIf
 from sparsegraph.passes.merge_masks import MergeMasks
 from sparsegraph.passes.merge_reshapes import MergeReshapes
@@ -59,6 +61,8 @@ PASSES: tuple[Pass, ...] = (
     # recognise: decomposed forms become the op that they mean
     FuseGelu(),
     FuseLayerNorm(),
+    FuseRmsNorm(),
+    FuseGroupNorm(),
     SlicePackedHeads(),
     FuseAttention(),
     # shrink: arithmetic on constants moves into the weights
