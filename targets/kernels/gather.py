@@ -24,6 +24,7 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, divide, load, loop, splat, store, when
 from sparsegraph.targets.kernels.math import bits
 
+SLACK = 256  # float32 values behind x that may be read (`lower.builder.SLACK_BYTES`)
 FLAT = 0  # Product.gather; a positive number is the step between source points of segments
 RUN = 5  # values per (tile, tap) of the table `runs`
 PARAMS = {
@@ -144,8 +145,8 @@ class Gather:
         """A segment (to, from, vectors) copies 1 to `segment` whole vectors of every channel.
 
         What overshoots is overwritten by the next segment or falls into the spare vector at the
-        row's end. `from` < 0 writes zeros. `segment_start` [tiles*taps + 1] tells the segments of
-        each (tile, tap).
+        row's end; its sources lie less than `step * lanes` values behind the last one. `from` < 0
+        writes zeros. `segment_start` [tiles*taps + 1] tells the segments of each (tile, tap).
         """
         a = self.a
         stop = bind(load(a["segment_start"], at + 1))

@@ -80,10 +80,10 @@ class Product:
 
     @property
     def gather_lanes(self) -> int:
-        """Lanes of the vectors that fill the panel; segments of strides read twice as far."""
-        if self.gather != gather.FLAT:
-            return self.lanes
-        return min(self.lanes * self.joined, max(self.lanes, LINE))
+        """Lanes of the vectors that fill the panel; a segment reads as many steps."""
+        if self.gather == gather.FLAT:
+            return min(self.lanes * self.joined, max(self.lanes, LINE))
+        return self.lanes if (self.gather or 0) * self.lanes <= gather.SLACK else 1
 
     @property
     def panel_row(self) -> int:

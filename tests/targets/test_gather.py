@@ -1,6 +1,11 @@
 """Gathered panels: convolutions against float64 over odd geometries, and where the copies read."""
 
+import ctypes
 import dataclasses
+import mmap
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.gather import FLAT
+from sparsegraph.targets.kernels.gather import FLAT, SLACK
 from sparsegraph.targets.kernels.product import Product, joined
-from sparsegraph.targets.layout import FeatureMajor, blocked, planar
+from sparsegraph.targets.layout import FeatureMajor, blocked, planar, planes
 from sparsegraph.targets.target import Target
 
 from sparsegraph import formats, targets
+from sparsegraph.lower.builder import SLACK_BYTES
 from sparsegraph.lower.gather import flat, segments, tables
 from sparsegraph.lower.products import _columns_by_tile
 from sparsegraph.lower.windows import Window, step_of
@@ -54,12 +60,13 @@ def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
 
 def run(
     weight_format: str, window: Window, weight: np.ndarray, x: np.ndarray, bias: np.ndarray,
-    xl: FeatureMajor, target: Target = TARGET,
+    xl: FeatureMajor, target: Target = TARGET, memory: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """The convolution of planes x [images, channels, points] that lie as `xl` says.
 
     All memory that is not part of x is NaN: before it, between planes, behind it.
     """
+    memory = host.empty(xl.size + 2 * 256) if memory is None else memory
     images, channels = x.shape[:2]
     points, taps = window.out[0] * window.out[1], window.n_taps
     yl = blocked(images, len(weight), points, 1, target)
@@ -71,7 +78,6 @@ def run(
     packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
     packed = packer(_columns_by_tile(weight, 4), 2, tile)
     first, second = tables(window, xl, yl, kernel.gather_lanes, target)
-    memory = host.empty(xl.size + 2 * 256)
     memory[:] = np.nan
     memory[256 : 256 + xl.size] = convert.pack(x, xl, fill=np.nan)
     y = host.empty(yl.size + 64)
@@ -109,6 +115,60 @@ def test_convolution_gathers_its_panel(
     for i in range(images):
         expected = convolve(weight, x[i], window) + bias[:, None]
         assert np.abs(got[i] - expected).max() <= limit
+
+
+def ends_at_a_guard(size: int) -> np.ndarray:
+    """Float32 values behind which any access faults."""
+    page = mmap.PAGESIZE
+    n_pages = -(-4 * size // page)
+    raw = mmap.mmap(-1, (n_pages + 1) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(raw))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + n_pages * page), page, 0) == 0
+    return np.frombuffer(raw, np.float32)[: n_pages * page // 4][-size:]
+
+
+def test_the_guard_faults() -> None:
+    room = ends_at_a_guard(100)
+    assert not faults(lambda: ctypes.string_at(room.ctypes.data, 400))
+    assert faults(lambda: ctypes.string_at(room.ctypes.data, 401))
+
+
+def faults(function: Callable[[], object]) -> bool:
+    """True if the call ends a process of its own."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if function() is not None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+@pytest.mark.parametrize("lanes", [1, 8, 16])
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [
+        ((16, 16), (2, 2)),
+        ((5, 37), (2, 2)),
+        ((1, 450), (1, 70)),
+        ((1, 500), (1, 30)),
+        ((3, 70), (1, 20)),
+        ((9, 9), (1, 1)),
+    ],
+)
+def test_nothing_is_read_further_behind_than_temporaries_have_room(
+    size: Any, stride: Any, lanes: int
+) -> None:
+    window = Window(size, (1, 3), stride, (1, 1), (0, 0, 0, 0))
+    target = dataclasses.replace(TARGET, lanes=lanes, joined=1)
+    rng = np.random.default_rng(0)
+    weight = sparse((6, 11, 1, 3), 0.4, 5)
+    x = rng.standard_normal((1, 11, *size)).astype(np.float32)
+    xl = planes(1, 11, size[0] * size[1], 1, target)
+    room = ends_at_a_guard(256 + xl.size + SLACK_BYTES // 4)
+    call = partial(run, "coded", window, weight, x.reshape(1, 11, -1), np.zeros(6, np.float32), xl)
+    got = call(target)
+    assert np.abs(got[0] - convolve(weight, x[0], window)).max() <= 1e-5
+    assert not faults(lambda: call(target, room))
+    assert SLACK_BYTES == 4 * SLACK
 
 
 def test_the_kind_of_copy_follows_the_geometry() -> None:
