@@ -164,6 +164,25 @@ def test_an_allowed_drop_is_spent_where_it_is_measured_to_pay() -> None:
     assert found["head"].plan.densities["head"] < found["up"].plan.densities["head"]
 
 
+def test_progress_says_what_takes_the_time() -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(what: str, done: int, n: int) -> None:
+        seen.setdefault(what, []).append((done, n))
+
+    time = clock(lambda d: 1.0)
+    prune_within(encoder(), "wanda:0.5", feeds(), {"max-drop": "0.2"}, time=time, progress=progress)
+    assert seen == {
+        "measure layers": [(i, 3) for i in (1, 2, 3)],
+        "compile and time": [(1, 2), (2, 2)],
+        "prune and compare": [(i, 5) for i in (1, 2, 3, 4, 5)],
+    }
+    seen.clear()
+    prune_within(encoder(), "wanda:0.5", feeds(), {"flops": "0.5x"}, progress=progress)
+    assert list(seen) == ["measure layers", "compare plans", "prune"]
+    assert all(found[-1][0] == found[-1][1] for found in seen.values())
+
+
 def test_other_budgets_and_machines_are_predicted() -> None:
     for limits, target in (
         ({"flops": "0.5x"}, "native"),

@@ -26,7 +26,8 @@ from sparsegraph.targets.target import Target
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 
-MOST_RUNS = 5
+MOST_RUNS = 5  # of `settle`
+N_TIMED = 2  # of `timed`
 _CLOSE = 0.02  # below the limit; nearer than that is the noise of a timing
 _AIM = 0.99  # of the limit
 _ROUNDS = 7

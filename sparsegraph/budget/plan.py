@@ -69,7 +69,7 @@ def plan(table: Table, budget: Budget) -> Plan:
     """
     limit = budget.absolute(table)
     rest = total(table, budget.kind, [])
-    costs = [np.array([_cost(o, budget.kind) for o in x.options]) for x in table.layers]
+    costs = [np.array([cost(o, budget.kind) for o in x.options]) for x in table.layers]
     losses = [np.array([o.loss for o in x.options]) for x in table.layers]
     picked = choose(costs, losses, limit - rest)
     if picked is None:
@@ -84,14 +84,14 @@ def plan(table: Table, budget: Budget) -> Plan:
 
 def least(table: Table, kind: str = LATENCY) -> Plan:
     """The cheapest choice of every layer, whatever it loses."""
-    return described(table, [min(x.options, key=lambda o: _cost(o, kind)) for x in table.layers])
+    return described(table, [min(x.options, key=lambda o: cost(o, kind)) for x in table.layers])
 
 
 def pareto(table: Table, kind: str = LATENCY, n: int = N_POINTS) -> list[Plan]:
     """Plans from dense to the least reachable of `kind`, evenly spaced, the dense one first."""
     full = total(table, kind, dense(table))
     rest = total(table, kind, [])
-    least = rest + sum(min(_cost(o, kind) for o in x.options) for x in table.layers)
+    least = rest + sum(min(cost(o, kind) for o in x.options) for x in table.layers)
     return [plan(table, Budget(kind, float(limit))) for limit in np.linspace(full, least, n)]
 
 
@@ -116,10 +116,11 @@ def dense(table: Table) -> list[Option]:
 def total(table: Table, kind: str, chosen: list[Option]) -> float:
     """Cost of a choice, with everything that is not chosen from."""
     rest = {LATENCY: table.rest_ms, SIZE: table.rest_bytes, FLOPS: table.rest_macs}[kind]
-    return rest + sum(_cost(o, kind) for o in chosen)
+    return rest + sum(cost(o, kind) for o in chosen)
 
 
-def _cost(option: Option, kind: str) -> float:
+def cost(option: Option, kind: str) -> float:
+    """Milliseconds, bytes or multiply-adds of an option."""
     return {LATENCY: option.ms, SIZE: option.n_bytes, FLOPS: option.macs}[kind]
 
 

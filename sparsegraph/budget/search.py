@@ -17,7 +17,7 @@ from sparsegraph.prune import Pruned, prune
 from sparsegraph.recipe import Recipe
 from sparsegraph.sensitivity import N_PROBES, Loss
 
-_STEPS = 5  # halvings of the range between dense and the least reachable time
+N_ATTEMPTS = 5  # halvings of the range between dense and the least reachable time
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def within_drop(
     high, low = ends[0].ms, ends[-1].ms
     best: Found | None = None
     tried: list[tuple[float, float]] = []
-    for _ in range(_STEPS):
+    for _ in range(N_ATTEMPTS):
         found = plan(table, Budget(LATENCY, (high + low) / 2))
         pruned = prune(model, recipe, feeds, densities=found.densities)
         lost = measure(pruned.model)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 
 import onnx_ir as ir
 
 from sparsegraph import targets
-from sparsegraph.budget.measured import MOST_RUNS, Settled, Timer, Timing, settle, timed, timer
+from sparsegraph.budget.measured import (
+    MOST_RUNS,
+    N_TIMED,
+    Settled,
+    Timer,
+    Timing,
+    settle,
+    timed,
+    timer,
+)
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, pareto, plan
-from sparsegraph.budget.search import Found, within_drop
+from sparsegraph.budget.search import N_ATTEMPTS, Found, within_drop
 from sparsegraph.budget.table import Table, tabulate
+from sparsegraph.budget.trust import trusted
 from sparsegraph.calibrate import Feed
-from sparsegraph.errors import UsageError, message
+from sparsegraph.errors import BudgetError, UsageError, message
 from sparsegraph.feeds import checked
 from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned, prune
@@ -78,10 +90,11 @@ def prune_within(
 ) -> Within:
     """Prune so that one limit holds: `{"latency": "5ms"}`, `size`, `flops`, or `max-drop`.
 
-    `recipe` says how; its share of zeros does not count. `latency` holds for a compiled model that
-    was timed here (by `time`, if given) where the target runs on this machine; on others, and for
-    `size` and `flops`, the predictions of the table count. `max-drop` holds for the loss measured
-    on the first 8 feeds; what is fastest within it is judged by times in place, on this machine.
+    `recipe` says how; its share of zeros does not count. How far losses of single layers can be
+    trusted is tried on whole models: see `sparsegraph.budget.trust`. `latency` holds for a compiled
+    model that was timed here (by `time`, if given) where the target runs on this machine; on
+    others, and for `size` and `flops`, the predictions of the table count. `max-drop` holds for the
+    loss measured on the first 8 feeds; what is fastest within it is judged by times in place.
     Raises UsageError for anything but one limit, BudgetError when it is out of reach.
     """
     if len(limits) != 1:
@@ -98,19 +111,26 @@ def prune_within(
     own = targets.get(target)
     clock = (time or timer(own, feeds[0])) if targets.runs_here(own) else None
 
-    def on_run(done: int, _: Timing) -> None:
-        report("compile and time", done, MOST_RUNS)
+    def on_run(n: int) -> Callable[[int, Timing], None]:
+        return lambda done, _: report("compile and time", done, n)
 
     if budget is None:
         if clock is not None:
-            table = timed(model, _recipe(recipe), table, clock, on_run=on_run)
-        best = within_drop(model, recipe, feeds, table, most, loss=loss)
+            table = timed(model, _recipe(recipe), table, clock, on_run=on_run(N_TIMED))
+        attempts = count(1)
+        best = within_drop(
+            model, recipe, feeds, table, most, loss=loss,
+            on_attempt=lambda *_: report("prune and compare", next(attempts), N_ATTEMPTS),
+        )  # fmt: skip
         settled = None if clock is None else _timed_once(best, table, clock)
         chosen = best.plan if settled is None else settled.plan
         return Within(best.pruned, chosen, tuple(pareto(table)), table, settled)
     settled = None
+    with suppress(*([BudgetError] if budget.kind == LATENCY and clock is not None else [])):
+        # what the cost model holds for out of reach, timings may not
+        table = trusted(model, _recipe(recipe), feeds, table, budget, loss=loss, progress=progress)
     if budget.kind == LATENCY and clock is not None:
-        settled = settle(model, _recipe(recipe), table, budget, clock, on_run=on_run)
+        settled = settle(model, _recipe(recipe), table, budget, clock, on_run=on_run(MOST_RUNS))
         table = settled.table
     chosen = settled.plan if settled else plan(table, budget)
     pruned = prune(
