@@ -142,6 +142,18 @@ def test_a_budget_in_time_is_timed_on_this_machine() -> None:
     assert "measured" in found.summary()
 
 
+def test_a_time_that_the_cost_model_holds_for_out_of_reach_is_tried() -> None:
+    def time(model: ir.Model) -> Timing:
+        plain = clock(lambda d: 1.0)(model)
+        steps = tuple((names, 1e-6 * ms) for names, ms in plain.steps)
+        return Timing(1e-6 * plain.ms, DENSE_MS, steps)
+
+    limits = {"latency": "0.000008ms"}
+    found = prune_within(encoder(), "wanda:0.5", feeds(), limits, time=time)
+    assert found.settled is not None
+    assert 7.8e-6 <= found.settled.ms <= 8e-6
+
+
 def test_an_allowed_drop_is_spent_where_it_is_measured_to_pay() -> None:
     """Zeros go where the clock says that time is, not where the cost model says."""
     found = {}

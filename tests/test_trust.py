@@ -72,11 +72,18 @@ def test_what_is_predicted_is_what_was_measured() -> None:
 
 
 def test_blending_keeps_both_ends() -> None:
+    """Without trust, the last layer loses most for being largest: 21 shared out as 1, 1, 3."""
     table = with_losses((1.0, 4.0, 16.0))
-    losses = {share: [[o.loss for o in x.options] for x in blended(table, FLOPS, share).layers]
-              for share in (1.0, 0.0)}  # fmt: skip
-    np.testing.assert_allclose(losses[1.0], [[o.loss for o in x.options] for x in table.layers])
-    np.testing.assert_allclose(losses[0.0], [7 * (1 - np.array(DENSITIES)) ** 2] * 3)
+    large = replace(table.layers[2], options=tuple(replace(o, macs=3 * o.macs)
+                                                   for o in table.layers[2].options))  # fmt: skip
+    table = replace(table, layers=(*table.layers[:2], large))
+    losses = {share: np.array([[o.loss for o in x.options]
+                               for x in blended(table, FLOPS, share).layers])
+              for share in (1.0, 0.5, 0.0)}  # fmt: skip
+    square = (1 - np.array(DENSITIES)) ** 2
+    np.testing.assert_allclose(losses[1.0], np.outer((1, 4, 16), square))
+    np.testing.assert_allclose(losses[0.0], np.outer((4.2, 4.2, 12.6), square))
+    np.testing.assert_allclose(losses[0.5], np.sqrt(losses[0.0] * losses[1.0]))
 
 
 def test_feeds_that_judge_are_not_pruned_by(monkeypatch: pytest.MonkeyPatch) -> None:
