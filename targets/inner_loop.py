@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from sparsegraph.targets import emit
 from sparsegraph.targets.kernel import prim_func
+from sparsegraph.targets.kernels import direct
+from sparsegraph.targets.kernels.direct import Direct
 from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
 
@@ -133,7 +135,7 @@ class Loop:
         return self.joined * (self.fused or self.products)
 
 
-def assembly(target: Target, kernel: Product) -> list[str]:
+def assembly(target: Target, kernel: Product | Direct) -> list[str]:
     """Labels and instructions of the kernel, without directives and comments."""
     text = emit.assembly({kernel.name: prim_func(kernel, target)}, target)
     comment = SYNTAX[target.arch].comment
@@ -162,11 +164,11 @@ def _count(body: Sequence[str], pattern: str) -> int:
     return sum(bool(re.search(pattern, line)) for line in body)
 
 
-def kernel_of(name: str) -> Product | None:
+def kernel_of(name: str) -> Product | Direct | None:
     """The product kernel of this name, without its epilogue; None for any other kernel."""
     found = _NAME.match(name)
     if found is None:
-        return None
+        return direct.named(name)
     weight, group, split, lanes, step, batch, tail, unit, joined = found.groups()
     return Product(
         weight,
@@ -183,10 +185,11 @@ def kernel_of(name: str) -> Product | None:
     )
 
 
-def look(target: Target, kernel: Product, cores: Sequence[str] = ()) -> Loop:
+def look(target: Target, kernel: Product | Direct, cores: Sequence[str] = ()) -> Loop:
     """Count what the kernel's innermost loop is made of; estimate it on `cores`."""
     syntax = SYNTAX[target.arch]
     body = inner_loop(assembly(target, kernel), syntax)
+    joined = kernel.joined if isinstance(kernel, Product) else 1
     return Loop(
         target=str(target),
         kernel=kernel.name,
@@ -196,8 +199,8 @@ def look(target: Target, kernel: Product, cores: Sequence[str] = ()) -> Loop:
         loads=_count(body, syntax.load),
         spills=_count(body, syntax.stack),
         registers=len({r for line in body for r in re.findall(syntax.vector, line)}),
-        joined=kernel.joined,
-        cycles={core: estimate(target, body, core, joined=kernel.joined) for core in cores},
+        joined=joined,
+        cycles={core: estimate(target, body, core, joined=joined) for core in cores},
     )
 
 

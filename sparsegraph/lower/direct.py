@@ -108,6 +108,16 @@ def step_direct(
     macs = weight.size * y.images * y.points
     density = len(packed.values) / weight.size
     b.step(
-        kernel, args, items * len(packed.parts), nodes, flops=int(2 * macs * density),
+        kernel, args, items * len(packed.parts), nodes, flops=2 * y.images * _macs(kernel, weight),
         dense_flops=2 * macs, detail=f"coded {density:.1%} non-zero, {y.points} points, in place",
     )  # fmt: skip
+
+
+def _macs(kernel: Direct, weight: np.ndarray) -> int:
+    """Multiply-adds of one image: the points that each value has inside the map."""
+    n = np.count_nonzero(weight, axis=(0, 1))
+    down, across = (
+        [len(axis.inside(tap, 0, axis.out)) for tap in range(axis.kernel)]
+        for axis in (kernel.rows, kernel.columns)
+    )
+    return int(n.ravel() @ np.outer(down, across).ravel())

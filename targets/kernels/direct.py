@@ -14,6 +14,7 @@ Where the tiles of a map differ in what lies outside, a tap has one body for eac
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -140,6 +141,25 @@ class Direct:
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args, target).run()
+
+
+_NAME = re.compile(
+    r"sconv_f32_" + 2 * r"(\d+)k(\d+)s(\d+)p(\d+)d(\d+)_" + r"t(\d+)x(\d+)o(\d+)x(\d+)"
+    r"(?P<wide>_wide)?(?:_z(?P<pad>\d+))?"
+)
+
+
+def named(name: str) -> Direct | None:
+    """The kernel of this name, without its epilogue; None for any other kernel."""
+    found = _NAME.match(name)
+    if found is None:
+        return None
+    wide, pad, numbers = found["wide"], found["pad"], [int(n) for n in found.groups()[:14]]
+    rows, columns = (
+        Axis(numbers[i], out, *numbers[i + 1 : i + 5]) for i, out in zip((0, 5), numbers[12:])
+    )
+    tile = numbers[10], numbers[11]
+    return Direct(rows, columns, tile, "int32" if wide else "uint16", int(pad or 0))
 
 
 def is_cheap(epilogue: expression.Tree | None) -> bool:

@@ -11,6 +11,7 @@ from sparsegraph.targets.kernels.direct import Axis, Direct, is_cheap, pack
 from sparsegraph.targets.layout import FeatureMajor, planar
 
 from sparsegraph import targets
+from sparsegraph.lower.direct import _macs
 from sparsegraph.lower.windows import Window
 from tests.targets.test_gather import convolve
 from tests.targets.test_product import sparse
@@ -124,6 +125,14 @@ def test_far_channels_take_wide_indices() -> None:
     kernel = direct(window, (4, 4), offset="int32")
     got, _ = run(kernel, weight, x.reshape(1, 5, -1), bias, xl, yl)
     assert np.abs(got - expected(weight, x, bias, window)).max() <= 1e-5
+
+
+def test_only_points_inside_the_map_are_counted() -> None:
+    weight = np.ones((6, 5, 3, 3), np.float32)
+    window = Window((2, 2), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    assert _macs(direct(window, (2, 2)), weight) == 6 * 5 * 16
+    weight[:, :, 0, 0] = 0  # reaches one of four points
+    assert _macs(direct(window, (2, 2)), weight) == 6 * 5 * 15
 
 
 def test_only_cheap_epilogues_are_repeated_for_every_point() -> None:

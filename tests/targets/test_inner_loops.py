@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from sparsegraph.targets import inner_loop
+from sparsegraph.targets.kernels.direct import Axis, Direct
 from sparsegraph.targets.kernels.gather import FLAT
 from sparsegraph.targets.kernels.product import Product
 
@@ -52,6 +53,25 @@ def test_inner_loops(name: str, weight: str) -> None:
     body = inner_loop.inner_loop(inner_loop.assembly(target, kernel), syntax)
     work = [x for x in body if re.search(f"{syntax.fused}|{syntax.product}", x)]
     assert all(re.search(register, x) for x in work)
+
+
+SQUARE = Axis(16, 16, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("axis", "tile"),
+    [(SQUARE, (1, 16)), (Axis(8, 8, 3, 1, 1), (2, 8)), (Axis(8, 4, 3, 2, 1), (4, 4))],
+)
+def test_maps_that_are_read_in_place(axis: Axis, tile: tuple[int, int]) -> None:
+    """Four values a round: a load and a multiply-add per point, three instructions per value."""
+    kernel = Direct(axis, axis, tile, epilogue=("Relu", ("arg", 0)))
+    loop = inner_loop.look(targets.get("riscv64"), kernel)
+    assert (loop.fused, loop.products, loop.spills) == (64, 0, 0)
+    assert loop.loads == 64 + 4
+    assert loop.instructions <= 64 + 68 + 2 * 4 + 3
+    assert inner_loop.kernel_of(kernel.name) == dataclasses.replace(kernel, epilogue=None)
+    wide = dataclasses.replace(kernel, offset="int32", pad=7, epilogue=None)
+    assert inner_loop.kernel_of(wide.name) == wide
 
 
 @pytest.mark.parametrize("gather", [FLAT, 1, 2, 3])
