@@ -31,7 +31,7 @@ def kernel_for(target: Target, weight: str, vectors: int = 4) -> Product:
     points, density = vectors * target.lanes, 1.0 if weight == "dense" else 0.1
     problem = Problem(
         rows=256, channels=256, taps=1, images=1, points=points, vectors=vectors, row=points,
-        gather=None, density=density, is_shared=False, source=points, out=(1, points),
+        gather=None, density=density, shared=1, source=points, out=(1, points),
     )  # fmt: skip
     choice = (choose.dense if weight == "dense" else choose.coded)(problem, target)
     kernel = Product(

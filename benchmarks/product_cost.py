@@ -174,7 +174,7 @@ def family(record: Record) -> str:
         return ORT
     weight = str(record["choice"]["weight"]).split("-")[0]
     case = record["problem"]
-    if weight == "coded" and case["is_shared"]:
+    if weight == "coded" and case["shared"] > 1:
         weight = "coded, shared zeros"
     kind = "" if case["gather"] is None or weight == "winograd" else ", gathered"
     return weight + kind

@@ -262,7 +262,7 @@ def chosen_by(
         found, need = " + ".join(map(str, machines)), "one target"
         raise UnsupportedError(message("tuning", "target", found, need, "compile one at a time"))
     if not tune and path is not None:
-        return None, partial(Tuning.read(path, machines[0]).choice, target=machines[0])
+        return None, Tuning.read(path, machines[0]).choice
     device = device_for(machines[0], devices) if devices else None
     tuner = begin(path, machines[0], report, device)
     return tuner, tuner

@@ -9,9 +9,10 @@ cache. Rows are computed in groups that keep their sums in registers.
 A pair of rows has `both` quads (two columns that both rows have: one activation load serves two
 rows) and `single` quads (two columns of each row); a group of one row has single quads of four
 columns. Rows of a tile are paired anew in each column tile: rows of equal counts that share many
-columns. Pairs of equal counts follow each other, so that the trip counts of the loops repeat and
-branches are predicted. Counts are made equal and whole quads by taking a few columns of the next
-tile (`reach`), at the end of a row by values of 0.
+columns. Groups of four are neighbours that have all columns in common, a value quad per column.
+Groups of equal counts follow each other, so that the trip counts of the loops repeat and branches
+are predicted. Counts are made equal and whole quads by taking a few columns of the next tile
+(`reach`), at the end of a row by values of 0.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 QUAD = 4  # values that are loaded at once
 GROUPS_AHEAD = 3  # how far the kernel looks ahead in `slots` of `coded`
 QUADS_AHEAD = 8  # and in `column_index`
+ALIKE = 4  # rows of a group whose columns are all shared
 MOST = 1 << 16  # a column index is less
 _BLOCK = 512  # rows that are paired among each other; their sums stay in the level 2 cache
 _SHARED_STEP = 4  # the shared columns of a pair are a multiple of this: fewer different counts
@@ -35,10 +37,10 @@ class Packed:
         tile: columns per column tile (the last tile may have fewer).
         group: rows that are computed together.
         slots: int32, output rows in the order of the groups. `dense`: [groups, group], once for all
-            column tiles. `coded`: [groups, 4] per block and tile: two rows (a group of one has its
-            row twice), `both` quads and `single` quads; `GROUPS_AHEAD` groups more at the end,
-            which the kernel looks ahead to. A row that fills up a group is the group's first; the
-            kernel stores the rows of a group in reverse, so the real row wins.
+            column tiles. `coded`: [groups, 4] per block and tile: first and last row, `both` quads
+            and `single` quads; `GROUPS_AHEAD` more at the end, which the kernel looks ahead to. A
+            row that fills up a group is the group's first; the kernel stores the rows of a group in
+            reverse, so the real row wins.
         chunks: int32 [chunks, 5]: first value, first quad of columns, first entry of `counts`,
             first slot (`dense`) or group (`coded`), and number of groups (`dense`) or blocks of
             rows (`coded`) of each part of the rows that can be computed on its own.
@@ -70,11 +72,14 @@ class Packed:
         return sum(a.nbytes for a in arrays)
 
 
-def is_shared(weight: np.ndarray) -> bool:
-    """True if neighbouring rows of `weight` [rows, ...] have nearly the same zeros."""
+def shared_rows(weight: np.ndarray) -> int:
+    """How many neighbouring rows of `weight` [rows, ...] have nearly the same zeros: 4, 2 or 1."""
     kept = weight.reshape(len(weight), -1) != 0
-    pairs = kept[: len(kept) // 2 * 2].reshape(-1, 2, kept.shape[1])
-    return bool(2 * pairs.all(1).sum() > 0.95 * pairs.sum())
+    for n in (4, 2):
+        groups = kept[: len(kept) // n * n].reshape(-1, n, kept.shape[1])
+        if n * groups.all(1).sum() > 0.95 * groups.sum():
+            return n
+    return 1
 
 
 def pack_dense(weight: np.ndarray, group: int, tile: int, chunks: int = 1) -> Packed:
@@ -104,7 +109,7 @@ def pack_coded(
 
     Args:
         weight: [rows, columns].
-        group: 1 or 2 rows.
+        group: 1, 2 or 4 rows; of 4, a divisor of the rows, each row takes all columns of its group.
         tile: columns per column tile; `step * (tile + reach)` is at most `MOST`.
         chunks: parts of the rows that can be computed on their own.
         reach: columns past the end of its tile that a row may take. The kernel must find them
@@ -113,8 +118,10 @@ def pack_coded(
     """
     streams = _Streams(step)
     starts = []
-    for rows in np.array_split(np.arange(len(weight)), min(chunks, -(-len(weight) // group))):
-        blocks = np.array_split(rows, -(-len(rows) // _BLOCK) if reach else 1)
+    whole = np.arange(len(weight)).reshape(-1, group if group == ALIKE else 1)
+    for part in np.array_split(whole, min(chunks, -(-len(weight) // group))):
+        parts = np.array_split(part, -(-part.size // _BLOCK) if reach else 1)
+        blocks = [rows.ravel() for rows in parts]
         starts.append((*streams.sizes(), len(blocks)))
         for block in blocks:
             _pack_block(weight, block, group, tile, reach, streams)
@@ -174,7 +181,10 @@ def _pack_block(
         panel = part[:, first : first + tile + reach]
         width = min(tile, weight.shape[1] - first)
         column = np.arange(panel.shape[1])
-        live = (panel != 0) & (column >= (done - first)[:, None])
+        kept = panel != 0
+        if group == ALIKE:
+            kept = kept.reshape(-1, group, len(column)).any(1).repeat(group, 0)
+        live = kept & (column >= (done - first)[:, None])
         counts = _counts(live, width, group)
         taken = live & (live.cumsum(1) <= counts[:, None])
         last = panel.shape[1] - taken[:, ::-1].argmax(1)
@@ -182,7 +192,8 @@ def _pack_block(
         pieces: list[_Piece] = []
         for at in range(0, len(rows), _BLOCK):
             window = slice(at, at + _BLOCK)
-            groups, n, shared = _groups(taken[window], counts[window], group)
+            make = _neighbours if group == ALIKE else _groups
+            groups, n, shared = make(taken[window], counts[window], group)
             pieces += _runs(panel[window], taken[window], groups, n, shared, rows[window])
         streams.counts.append(sum(len(records) for *_, records in pieces))
         for piece in pieces:
@@ -191,7 +202,7 @@ def _pack_block(
 
 def _counts(live: np.ndarray, width: int, group: int) -> np.ndarray:
     """Values that each row stores in this tile: those below `width`, filled up to whole steps."""
-    step = QUAD // group
+    step = QUAD // group if group < ALIKE else QUAD
     need, available = live[:, :width].sum(1), live.sum(1)
     even = -(-need // 8) * 8
     rest = -(-np.minimum(even, available) // step) * step
@@ -229,6 +240,16 @@ def _groups(
     shared = overlap[groups[:, 0], groups[:, 1]].astype(np.int64) * _SHARED_STEP
     order = np.lexsort((groups[:, 0], shared, n))
     return groups[order], n[order], shared[order]
+
+
+def _neighbours(
+    taken: np.ndarray, counts: np.ndarray, group: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_groups`, of neighbours that share all columns."""
+    groups = np.arange(len(taken)).reshape(-1, group)
+    groups = groups[np.argsort(counts[groups[:, 0]], kind="stable")]
+    n = counts[groups[:, 0]].astype(np.int64)
+    return groups, n, n
 
 
 def _match(members: np.ndarray, overlap: np.ndarray, pairs: list[tuple[int, int]]) -> int:
@@ -269,7 +290,7 @@ def _runs(
         quads = np.concatenate([at[:, 0].reshape(size, -1), _turn(single_at)], 1)
         stored = np.concatenate([_turn(values), _turn(single)], 1)
         records = np.empty((size, 4), np.int64)
-        records[:, :2] = rows[g]  # a single row twice
+        records[:, :2] = rows[g][:, [0, -1]]
         records[:, 2:] = both // QUAD, (count - both) * g.shape[1] // QUAD
         pieces.append((stored, quads, records))
     return pieces
@@ -324,7 +345,8 @@ def _unpack_coded(p: Packed, start: list[int], weight: np.ndarray) -> None:
                 columns = listed[c : c + both].repeat(p.group).ravel()
                 columns = np.concatenate([columns, listed[c + both : c + both + single].ravel()])
                 values = p.values[v : v + len(columns)]
-                row = np.tile(rows[: p.group], len(columns) // p.group)
+                listed_rows = range(rows[0], rows[1] + 1) if p.group == ALIKE else rows[: p.group]
+                row = np.tile(listed_rows, len(columns) // p.group)
                 np.add.at(weight, (row, first + columns), values)
                 c, v = c + both + single, v + len(columns)
             s, part = s + int(p.counts[part]), part + 1

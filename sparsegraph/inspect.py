@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sparsegraph.layers import Layer, weighted
 from sparsegraph.lower import cost, problem
 from sparsegraph.lower.choose import Decide, choose
 from sparsegraph.lower.problem import Choice, Operands
+from sparsegraph.lower.tiling import tiled_for
 from sparsegraph.lower.windows import window_of
 from sparsegraph.passes.classify_masks import classify
 from sparsegraph.sparsity import analyze
@@ -218,10 +218,12 @@ def inspect(
     machine = targets.get(target) if isinstance(target, str) else target
     optimized = pipeline.optimize(model, verify=False).model
     skipped = _unprunable(optimized) if impose is not None else {}
-    decide: Decide = lambda case, _: choose(case, machine)  # noqa: E731
+    decide: Decide = lambda case, _, target: choose(case, target)  # noqa: E731
     if tuning is not None:
-        decide = partial(Tuning.read(Path(tuning), machine).choice, target=machine)
-    rows = [_row(layer, machine, decide, impose, skipped) for layer in weighted(optimized)]
+        decide = Tuning.read(Path(tuning), machine).choice
+    layers = weighted(optimized)
+    tiled = tiled_for(layers, machine)
+    rows = [_row(layer, tiled, decide, impose, skipped) for layer in layers]
     records, declined = classify(optimized)
     masks = [MaskRow(r.node, r.value, r.kind, r.detail) for r in records]
     masks += [MaskRow(d.node, "", "unknown", d.reason) for d in declined]
@@ -255,7 +257,9 @@ def _row(
     pattern = analyze(layer.matrix(), zero=layer.zero())
     never = always_dense(layer)
     case = None if never else operands(layer, target)
-    choice = None if case is None else _all_groups(decide(problem.of(case, target), case), layer)
+    choice = (
+        None if case is None else _all_groups(decide(problem.of(case, target), case, target), layer)
+    )
     what_if, why = None, ""
     if impose is not None:
         why = never or skipped.get(layer.name, "")
@@ -303,7 +307,7 @@ def gain(layer: Layer, density: float, target: Target) -> Choice | None:
     case = operands(layer, target)
     if case is None:
         return None
-    other = replace(problem.of(case, target), density=density, is_shared=False)
+    other = replace(problem.of(case, target), density=density, shared=1)
     return _all_groups(choose(other, target), layer)
 
 

@@ -58,23 +58,23 @@ class Tuner:
         else:
             self._kernels = device_tune.Kernels(self.target, self.device)
 
-    def __call__(self, problem: Problem, operands: Operands) -> Choice:
+    def __call__(self, problem: Problem, operands: Operands, target: Target) -> Choice:
         """The fastest way to compute a product."""
         name = key(problem, operands)
         if name in self.tuning.layers:
             self.n_known += 1
         else:
-            self.tuning.layers[name] = self._measure(problem, operands)
+            self.tuning.layers[name] = self._measure(problem, operands, target)
             self.n_measured += 1
         done = self.n_known + self.n_measured
         self.report("tune", done, max(done, self.n_layers))
-        return self.tuning.choice(problem, operands, self.target)
+        return self.tuning.choice(problem, operands, target)
 
-    def _measure(self, problem: Problem, operands: Operands) -> Measured:
-        best, *others = candidates(problem, self.target)
+    def _measure(self, problem: Problem, operands: Operands, target: Target) -> Measured:
+        best, *others = candidates(problem, target)
         limit = _WORTH * best.ms
         tried = [best, *(c for c in others[: _MOST - 1] if c.ms <= limit)]
-        programs = [trial.lower(operands, choice, self.target) for choice in tried]
+        programs = [trial.lower(operands, choice, target) for choice in tried]
         times = self._kernels.time(programs, rounds=_ROUNDS, block_ms=_BLOCK_MS)
         ms = {choice.way: round(sum(steps), 6) for choice, steps in zip(tried, times)}
         return Measured(describe(problem), dict(sorted(ms.items(), key=lambda item: item[1])))

@@ -82,13 +82,10 @@ def point_block(points: int, target: Target) -> int:
 
 
 def blocked(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:
-    """Tiles of points, each a contiguous panel [features, block]; rows padded to cache lines."""
+    """Tiles of points, each a contiguous panel [features, block]."""
     block = point_block(points, target)
-    row = -(-block // LINE) * LINE if block > LINE else block
-    tiles = -(-points // block)
-    return FeatureMajor(
-        images, features, points, block, tiles * features * row, features * row, row, axis
-    )
+    tile, tiles = features * block, -(-points // block)
+    return FeatureMajor(images, features, points, block, tiles * tile, tile, block, axis)
 
 
 def planar(images: int, features: int, points: int, axis: int, target: Target) -> FeatureMajor:

@@ -132,12 +132,11 @@ class Target:
 
     @property
     def panel_line(self) -> int:
-        """Float32 values of which a row of a gathered panel takes a multiple.
+        """Float32 values of which a row of a gathered panel takes a multiple: whole vectors.
 
-        A cache line, so that no load needs two; where instructions are what counts, a vector:
-        smaller panels of more columns, fewer partial sums.
+        A row of whole cache lines would make larger panels, of fewer columns: more partial sums.
         """
-        return max(self.lanes, self.index_unit, 2) if self.narrow_index else 16
+        return max(self.lanes, self.index_unit, 2)
 
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""

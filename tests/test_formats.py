@@ -1,6 +1,7 @@
 """Packing is lossless for every density, group, tile and number of chunks."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,12 +79,29 @@ def test_rows_with_the_same_zeros_share_every_column() -> None:
 
 def test_shared_zeros_are_told_from_random_ones() -> None:
     weight = sparse(64, 256, 0.2, 3)
-    assert not formats.is_shared(weight)
-    assert not formats.is_shared(weight.repeat(2, 0)[1:])  # pairs that start at odd rows
-    assert formats.is_shared(weight.repeat(2, 0))
-    assert formats.is_shared(weight.repeat(4, 0).reshape(256, 64, 2, 2))
-    assert formats.is_shared(np.ones((3, 5), np.float32))
-    assert not formats.is_shared(np.zeros((4, 5), np.float32))
+    assert formats.shared_rows(weight) == 1
+    assert formats.shared_rows(weight.repeat(2, 0)[1:]) == 1  # pairs that start at odd rows
+    assert formats.shared_rows(weight.repeat(2, 0)) == 2
+    assert formats.shared_rows(weight.repeat(4, 0)[2:]) == 2
+    assert formats.shared_rows(weight.repeat(4, 0).reshape(256, 64, 2, 2)) == 4
+    assert formats.shared_rows(np.ones((3, 5), np.float32)) == 2
+    assert formats.shared_rows(np.zeros((4, 5), np.float32)) == 1
+
+
+@pytest.mark.parametrize(("columns", "tile", "reach", "chunks"), [
+    (256, 256, 0, 1), (300, 128, 64, 1), (300, 128, 0, 3), (7, 8, 0, 1),
+])  # fmt: skip
+def test_groups_of_four_rows_share_all_columns(
+    columns: int, tile: int, reach: int, chunks: int
+) -> None:
+    weight = sparse(16, columns, 0.2, 3).repeat(4, 0)
+    weight[1, weight[0].nonzero()[0][:1]] = 0  # nearly alike: kept as a value
+    packed = formats.pack_coded(weight, 4, tile, chunks, reach=reach)
+    records = packed.slots.reshape(-1, 4)
+    assert (records[:, 1] - records[:, 0] == 3).all()
+    assert not (records[:, 0] % 4).any()
+    assert not records[:, 3].any()
+    assert np.array_equal(formats.unpack(packed), weight)
 
 
 def different(packed: formats.Packed) -> int:

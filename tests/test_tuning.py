@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_a_file_changes_the_plan(file: Path, native: targets.Target) -> None:
     model = pipeline.optimize(load(perceptron(), SHAPES), verify=False).model
-    decide = partial(Tuning.read(file, native).choice, target=native)
+    decide = Tuning.read(file, native).choice
     plain = partition.plan(model, native).layers
     tuned = partition.plan(model, native, decide=decide).layers
     assert (plain[0]["format"], plain[0]["is_measured"]) == ("coded", False)

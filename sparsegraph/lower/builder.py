@@ -102,7 +102,7 @@ class Builder:
     ) -> None:
         self.program = program
         self.target = target
-        self.decide = decide or (lambda problem, _: choose(problem, target))
+        self.decide = decide or (lambda problem, _, target: choose(problem, target))
         self.chunks = chunks  # parts of the rows of one product that may run on their own
         self.done: set[ir.Node] = set()
         self.layers: list[dict[str, Any]] = []  # one entry per product, for the report

@@ -10,11 +10,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from sparsegraph.formats import ALIKE
 from sparsegraph.lower import cost
 from sparsegraph.lower.problem import Choice, Operands, Problem
 from sparsegraph.targets.target import Target
 
-Decide = Callable[[Problem, Operands], Choice]
+Decide = Callable[[Problem, Operands, Target], Choice]
 """How a product is computed."""
 
 _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 4))}
@@ -22,7 +23,7 @@ _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
-_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.35), (0.035, 2.0), (0.0, 4.6))
+_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.1), (0.035, 2.0), (0.0, 4.6))
 _JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
 _WHOLE = 0.95  # of the level 1 cache: a gathered panel up to this is not cut (up to 8 % faster)
 _GAIN = 1.03  # least speed of `coded` over the best way that reads every weight
@@ -63,11 +64,27 @@ def winograd(problem: Problem, m: int, target: Target) -> Choice:
 def coded(problem: Problem, target: Target) -> Choice:
     """Only the non-zero weights: pairs of rows if their sums leave registers for a quad."""
     problem = _joined(problem, target)
+    group, split = _coded_blocks(problem, target)
+    tile = _column_tile(problem, problem.density / min(problem.shared, group), target)
+    return Choice("coded", group, split, tile)
+
+
+def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...]]:
+    """Rows per group and passes: four rows alike, else a pair if its sums leave room for a quad."""
+    vectors, alike = problem.vectors, alike_vectors(target)
+    if problem.shared == ALIKE and alike and problem.rows % ALIKE == 0:
+        passes = -(-vectors // alike)
+        split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
+        if min(split) > 2 or vectors < 3 or vectors > 6:
+            return ALIKE, split
     most = target.n_registers - 4 if target.joined == 1 else target.joined
-    group = 2 if 2 * problem.vectors <= most else 1
-    density = problem.density / 2 if problem.is_shared else problem.density
-    tile = _column_tile(problem, density, target)
-    return Choice("coded", group, (problem.vectors,), tile)
+    return 2 if 2 * vectors <= most else 1, (vectors,)
+
+
+def alike_vectors(target: Target) -> int:
+    """Most vectors of four rows: registers hold their sums, the activations and a weight."""
+    is_plain = target.lanes > 1 and target.joined == 1
+    return (target.n_registers - 1) // (ALIKE + 1) if is_plain else 0
 
 
 def _joined(problem: Problem, target: Target) -> Problem:
@@ -80,7 +97,7 @@ def _joined(problem: Problem, target: Target) -> Problem:
     """
     n, rest = divmod(target.row_vectors, problem.vectors)
     tiles = problem.tiles(target.lanes) // max(1, problem.images)
-    if not problem.is_joinable or problem.is_shared or n < 2 or rest or tiles % n:
+    if not problem.is_joinable or problem.shared > 1 or n < 2 or rest or tiles % n:
         return problem
     row = problem.row + (n - 1) * problem.vectors * target.lanes
     return dataclasses.replace(problem, vectors=n * problem.vectors, row=row)

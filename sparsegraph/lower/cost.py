@@ -117,11 +117,11 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
     points = tiles * p.vectors  # vectors of points
     is_dense = c.weight == "dense"
     values = float(groups * c.group * p.columns) if is_dense else p.rows * p.columns * p.density
-    shared = 1 - 1 / c.group if is_dense or p.is_shared else (c.group - 1) / c.group * p.density
+    shared = (c.group - 1) / c.group * (1 if is_dense or p.shared > 1 else p.density)
     loads = points * values * (1 - shared)
     stream = values * (4 if is_dense else _CODED_BYTES) * (p.images if p.images > tiles else 1)
     missing = _beyond(4.0 * c.tile * p.row, target, level=1)
-    if p.is_shared and c.group == 1:  # the next row reads what this one did
+    if p.shared > 1 and c.group == 1:  # the next row reads what this one did
         missing /= 2
     partial = float(points * p.rows * (panels - 1))
     y_bytes = 4.0 * p.rows * p.row
@@ -160,7 +160,7 @@ def _runs(p: Problem, c: Choice, groups: int) -> float:
     spread = math.sqrt(c.tile * p.density * (1 - p.density))
     counts = 1 + 4 * spread / 8
     both = 1.0
-    if c.group == 2 and not p.is_shared:
+    if c.group == 2 and p.shared == 1:
         both += math.sqrt(c.tile) * p.density
     return min(float(groups), counts * both)
 

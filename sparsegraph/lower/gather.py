@@ -38,7 +38,8 @@ def flat(window: Window, y: FeatureMajor, lanes: int) -> tuple[np.ndarray, np.nd
             runs[tile, tap] = start + distance, 0, lead, first, stop
             masks[tile, tap, :vectors] = -valid.astype(np.int32)
             if lead >= 0:
-                masks[tile, tap, vectors] = -inside[start + lead :][:lanes].astype(np.int32)
+                mine = inside[start + lead : start + y.block]  # the next row begins with zeros
+                masks[tile, tap, vectors, : len(mine[:lanes])] = -mine[:lanes].astype(np.int32)
     each = masks.reshape(y.tiles * window.n_taps, -1)
     unique, index = np.unique(each, axis=0, return_inverse=True)
     runs[..., 1] = index.reshape(y.tiles, -1) * each.shape[1]

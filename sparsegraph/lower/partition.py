@@ -15,9 +15,11 @@ from sparsegraph import quantised
 from sparsegraph.chain import form_chains
 from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.graph import captured, constant, has_subgraph, static_shape
+from sparsegraph.layers import weighted
 from sparsegraph.lower.builder import DTYPES, Builder, Declined, name_of
 from sparsegraph.lower.choose import CONVERSION, Decide
 from sparsegraph.lower.table import HANDLERS
+from sparsegraph.lower.tiling import tiled_for
 from sparsegraph.program import Fallback, Plan, Program, Tensor
 from sparsegraph.targets.target import Target
 
@@ -49,7 +51,7 @@ def plan(
     Raises:
         UnsupportedError: if such nodes exist and no fallback is allowed; lists them.
     """
-    graph = model.graph
+    graph, target = model.graph, tiled_for(weighted(model), target)
     reasons = {n: r for n in graph if (r := _refusal(n)) is not None} | quantised.left(model)
     while True:
         n_converted = 0

@@ -9,7 +9,8 @@ import numpy as np
 from sparsegraph import formats
 from sparsegraph.lower import windows
 from sparsegraph.lower.windows import PLAIN, Filter, Window
-from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.kernels.product import panel_row
+from sparsegraph.targets.layout import LINE, FeatureMajor
 from sparsegraph.targets.target import Target
 
 _NEARLY_DENSE = 0.9  # above it rows share their zeros by chance
@@ -24,7 +25,7 @@ class Problem:
         row: elements between rows of the activation panel.
         gather: None where the activations lie as the kernel reads them, else `windows.step_of`.
         density: share of non-zero weights.
-        is_shared: pairs of rows have the same zeros (`formats.is_shared`).
+        shared: neighbouring rows that have the same zeros (`formats.shared_rows`).
         source: points of one image of the input.
         out: extents of the map (height, width); `(1, points)` of a matrix product.
         patches: Winograd's patch sizes that this layer can use.
@@ -41,7 +42,7 @@ class Problem:
     row: int
     gather: int | None
     density: float
-    is_shared: bool
+    shared: int
     source: int
     out: tuple[int, int]
     patches: tuple[int, ...] = ()
@@ -136,8 +137,7 @@ def of(operands: Operands, target: Target) -> Problem:
     gathered = window is not None and not window.is_pointwise
     gather = windows.step_of(window, x, target) if window is not None and gathered else None
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
-    line = target.panel_line
-    row = -(-(y.block + target.lanes) // line) * line if gathered else x.row
+    row = x.row if gather is None else panel_row(gather, y.block, target.lanes, target.panel_line)
     patches: tuple[int, ...] = ()
     if window is not None and x.is_planar:
         patches = windows.patch_sizes(window, weight.shape[1], target)
@@ -148,10 +148,10 @@ def of(operands: Operands, target: Target) -> Problem:
         images=y.images,
         points=y.points,
         vectors=y.block // target.lanes,
-        row=min(row, y.block + 16),
+        row=min(row, y.block + LINE),
         gather=gather,
         density=density,
-        is_shared=density < _NEARLY_DENSE and formats.is_shared(weight),
+        shared=formats.shared_rows(weight) if density < _NEARLY_DENSE else 1,
         source=x.points,
         out=window.out if window is not None else (1, y.points),
         patches=patches,

@@ -241,7 +241,7 @@ def step_product(
     operands = problem.Operands(weight, x.fm, y, window, region is None or _in_planes(b, region))
     layer = problem.of(operands, target)
     density = layer.density
-    choice = b.decide(layer, operands)
+    choice = b.decide(layer, operands, target)
     if choice.patch and window is not None:
         winograd.step_winograd(b, nodes, x, weight, bias, to, window, region, choice)
         b.describe(nodes[0], weight.shape, density, choice, layer.macs)

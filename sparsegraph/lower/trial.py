@@ -30,7 +30,7 @@ Call = Callable[[], Any]
 def lower(operands: Operands, choice: Choice, target: Target) -> Program:
     """The steps of one product on its own, for one thread."""
     program = Program((), ())
-    b = Builder(program, target, 1, decide=lambda problem, _: choice)
+    b = Builder(program, target, 1, decide=lambda *_: choice)
     places = [_place(b, name, fm) for name, fm in (("x", operands.x), ("y", operands.y))]
     node = ir.Node("", "Conv" if operands.window else "MatMul", [], name="layer")
     step_product(b, [node], places[0], operands.weight, None, places[1], operands.window, None)

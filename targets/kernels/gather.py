@@ -13,7 +13,8 @@ stay in registers over all channels. Tables, made by `sparsegraph.lower.gather`:
 Vectors [first, stop) are copied from `source + point`; all others are zero. Whatever vector holds
 no valid point is not read, so nothing is read more than a vector behind the source. Where the first
 valid point lies less than a vector behind the start of the source, it is copied to point `lead` of
-the row on its own (`lead` < 0: there is none), so nothing is read before the source.
+the row on its own (`lead` < 0: there is none), so nothing is read before the source. What
+overshoots the row there is zeros, as the next row begins.
 
 Segments (every other geometry): see `segments`.
 """

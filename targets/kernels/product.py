@@ -13,9 +13,10 @@ Every kernel is generic in all sizes and strides; the spec fixes only what chang
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sparsegraph.targets.kernels import expression, gather
 from sparsegraph.targets.layout import LINE
 from sparsegraph.targets.target import Target
 
-from sparsegraph.formats import GROUPS_AHEAD, QUAD, QUADS_AHEAD, Packed
+from sparsegraph.formats import ALIKE, GROUPS_AHEAD, QUAD, QUADS_AHEAD, Packed
 
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
 BYTES = 0  # `Product.unit`: indices are not scaled
@@ -38,7 +39,7 @@ class Product:
 
     Attributes:
         weight: `dense` or `coded`.
-        group: rows that are computed together: 1 to 4, `coded` 1 or 2.
+        group: rows that are computed together: 1 to 4, `coded` 1, 2 or 4 (`formats.ALIKE`).
         split: vectors per pass over the tile; their sum is the tile's width in vectors.
         lanes: float32 values in a vector.
         gather: None for a matrix product; of a convolution how it gathers (`gather.Gather.step`).
@@ -87,11 +88,12 @@ class Product:
 
     @property
     def panel_row(self) -> int:
-        """Elements between rows of the gathered panel: one spare vector, whole lines.
+        """Elements between rows of the gathered panel.
 
         The kernel takes it as an argument: with a constant here LLVM spills accumulators.
         """
-        return -(-(self.block + self.gather_lanes) // self.line) * self.line
+        assert self.gather is not None
+        return panel_row(self.gather, self.block, self.gather_lanes, self.line)
 
     @property
     def name(self) -> str:
@@ -145,6 +147,12 @@ class Product:
     def panel_bytes(self, column_tile: int) -> int:
         """Scratch for the gathered panel."""
         return 4 * self.panel_row * column_tile if self.gather is not None else 0
+
+
+def panel_row(step: int, block: int, lanes: int, line: int) -> int:
+    """Elements between rows of a panel of `block` points; segments may overshoot by a vector."""
+    spare = 0 if step == gather.FLAT else lanes
+    return -(-(block + spare) // line) * line
 
 
 def joined(split: Sequence[int], target: Target) -> int:
@@ -228,10 +236,7 @@ class _Emitter:
             acc, at = self.begin_group(t, rows, offset, vectors)
             value = bind(self.cursors["value"].get())
             with loop(0, width) as k:
-                weights = [
-                    bind(splat(load(self.a["values"], value + k * group + r), self.lanes))
-                    for r in range(group)
-                ]
+                weights = (self.factor(value + k * group + r) for r in range(group))
                 self.multiply(acc, weights, (self.panel, panel + k * self.panel_row))
             self.cursors["value"].set(value + width * group)
             self.end_group(t, acc, at, rows, offset)
@@ -253,15 +258,11 @@ class _Emitter:
             both, single = (self.wide(n) for n in self.pair_of(record * 2 + 1))
             self.prefetch(record + GROUPS_AHEAD, offset, vectors)
             acc, at = self.begin_group(t, rows, offset, vectors)
-            if spec.group == 2:
+            if spec.group > 1:
                 with loop(0, both):
-                    columns = quads.columns()
-                    for half in range(2):
-                        w = quads.values()
-                        for k in range(2):
-                            self.multiply(acc, w[2 * k : 2 * k + 2], columns[2 * half + k])
-                        quads.advance()
-            self.singles(acc, quads, single)
+                    self.both(acc, quads)
+            if spec.group < ALIKE:
+                self.singles(acc, quads, single)
             self.end_group(t, acc, at, rows, offset)
         cursors["value"].set(emit.as_int(quads.value.get()))
         cursors["column"].set(emit.as_int(quads.column.get()))
@@ -270,7 +271,10 @@ class _Emitter:
 
     def rows(self, record: Expr) -> list[Expr]:
         """The rows of a group."""
-        return self.pair_of(record * 2)[: self.spec.group]
+        first, last = self.pair_of(record * 2)
+        if self.spec.group < ALIKE:
+            return [first, last][: self.spec.group]
+        return [first, *(bind(first + r) for r in range(1, ALIKE))]
 
     def pair_of(self, word: Expr) -> list[Expr]:
         """The two numbers in a word of `groups`."""
@@ -279,6 +283,15 @@ class _Emitter:
             return [bind(load(groups, word * 2 + i)) for i in range(2)]
         both = bind(load(groups, word))
         return [bind(both & const(0xFFFFFFFF, "int64")), bind(both >> const(32, "int64"))]
+
+    def both(self, acc: list[list[Cell]], quads: "_Quads") -> None:
+        """Four columns that all rows of the group have."""
+        columns, n = quads.columns(), self.spec.group
+        for first in range(0, QUAD, QUAD // n):
+            weights = quads.values()
+            for column in columns[first : first + QUAD // n]:
+                self.multiply(acc, islice(weights, n), column)
+            quads.advance()
 
     def singles(self, acc: list[list[Cell]], quads: "_Quads", n: Expr) -> None:
         """All quads of single rows; two at a time where the loop's own instructions count."""
@@ -294,10 +307,14 @@ class _Emitter:
             self.single(acc, quads)
 
     def single(self, acc: list[list[Cell]], quads: "_Quads") -> None:
-        columns, w = quads.columns(), quads.values()
-        for k, (place, weight) in enumerate(zip(columns, w)):
-            self.multiply([acc[k % self.spec.group]], [weight], place)
+        columns, weights = quads.columns(), quads.values()
+        for k, place in enumerate(columns):
+            self.multiply([acc[k % self.spec.group]], islice(weights, 1), place)
         quads.advance()
+
+    def factor(self, index: Expr) -> Expr:
+        """One value over all lanes."""
+        return bind(splat(load(self.a["values"], index), self.lanes))
 
     def wide(self, x: Expr) -> Expr:
         """`x` as wide as an address, once: not extended again at every use."""
@@ -349,15 +366,23 @@ class _Emitter:
                 self.store(acc, at)
 
     def multiply(
-        self, rows: Sequence[Sequence[Cell]], weights: Sequence[Expr], place: _Place
+        self, rows: Sequence[Sequence[Cell]], weights: Iterable[Expr], place: _Place
     ) -> None:
-        """rows[r][v] += weights[r] * x[v] for one column."""
+        """rows[r][v] += weights[r] * x[v] for one column.
+
+        In registers are all weights and one x, or all x and one weight: the fewer.
+        """
         lanes, (panel, index) = self.lanes, place
         at = bind(index)
-        for v in range(len(rows[0])):
-            x = bind(load(panel, at + v * lanes, lanes))
-            for cells, factor in zip(rows, weights):
-                cells[v].set(cells[v].get() + factor * x)
+        xs = (bind(load(panel, at + v * lanes, lanes)) for v in range(len(rows[0])))
+        if len(rows) > len(rows[0]):
+            inner = list(xs)
+            pairs = (((r, v), w * x) for r, w in enumerate(weights) for v, x in enumerate(inner))
+        else:
+            factors = list(weights)
+            pairs = (((r, v), w * x) for v, x in enumerate(xs) for r, w in enumerate(factors))
+        for (r, v), product in pairs:
+            rows[r][v].set(rows[r][v].get() + product)
 
     def store(self, acc: Sequence[Sequence[Cell]], at: Sequence[Expr]) -> None:
         for r in reversed(range(len(acc))):  # a repeated row is stored before the real one
@@ -411,7 +436,8 @@ class _Quads:
 
     Eight scalar loads per quad would take as many load slots as half its activations do. The quad
     of values is repeated over the vector and carried through the loop, so that LLVM splats it
-    within 128 bits by a shuffle; straight from memory it would turn it back into four loads.
+    within 128 bits by a shuffle; straight from memory it would turn it back into four loads. (Four
+    rows that share all columns have few loads and no register to spare: there it is four loads.)
     Scalars are loaded where they are used: carried through the loop, LLVM gathers them in a vector.
     """
 
@@ -425,7 +451,9 @@ class _Quads:
             self.step = const(emitter.spec.unit, emitter.index)
             if emitter.spec.unit == BYTES:
                 self.memory = emit.moved(emitter.panel, panel * 4)
-        self.is_wide = self.lanes % QUAD == 0 and not emitter.scalar_factors
+        self.is_wide = (
+            self.lanes % QUAD == 0 and not emitter.scalar_factors and emitter.spec.group < ALIKE
+        )
         if self.is_wide:
             self.quad = Cell("float32", self.lanes)
             self.load_values()
@@ -455,15 +483,15 @@ class _Quads:
         mask = const(0xFFFF, "int64")
         return [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
 
-    def values(self) -> list[Expr]:
-        """The next four values, each over all lanes."""
+    def values(self) -> Iterator[Expr]:
+        """The next four values, each over all lanes when it is asked for."""
         if not self.is_wide:
-            values, start = self.e.a["values"], bind(self.value.get())
-            return [bind(splat(load(values, start + i), self.lanes)) for i in range(QUAD)]
+            start = bind(self.value.get())
+            return (self.e.factor(start + i) for i in range(QUAD))
         quad, within = bind(self.quad.get()), range(0, self.lanes, QUAD)
-        return [
+        return (
             emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
-        ]
+        )
 
     def advance(self) -> None:
         """Go on to the next four values."""

@@ -73,7 +73,7 @@ def test_coded_is_chosen_exactly_below_the_break_even_density(case: Problem, tar
 
 def test_shared_zeros_are_cheaper_and_break_even_later() -> None:
     alone = dataclasses.replace(product(1536, 384, 128), density=0.1)
-    shared = dataclasses.replace(alone, is_shared=True)
+    shared = dataclasses.replace(alone, shared=2)
     a, b = choose.choose(alone, V3), choose.choose(shared, V3)
     assert b.ms < a.ms
     assert b.break_even > a.break_even
