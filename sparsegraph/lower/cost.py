@@ -195,7 +195,7 @@ def inner_problem(p: Problem, m: int, target: Target) -> Problem:
     channels, places = p.channels * p.filter.phases, p.filter.size(m) ** 2
     return Problem(
         p.rows, channels, 1, p.images * places, n, block // target.lanes, row,
-        None, 1.0, False, n, (1, n),
+        None, 1.0, 1, n, (1, n),
     )  # fmt: skip
 
 

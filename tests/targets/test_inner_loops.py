@@ -13,6 +13,8 @@ from sparsegraph.targets.kernels.product import Product
 from benchmarks import inner_loops
 from sparsegraph import targets
 from sparsegraph.errors import UnsupportedError
+from sparsegraph.formats import ALIKE
+from sparsegraph.lower.choose import alike_vectors
 
 # target: (multiply-adds, loads of a round, vector register) of dense and of coded products.
 # Without fused instructions a multiplication and an addition count as one multiply-add.
@@ -82,6 +84,22 @@ def test_loops_behind_a_gathered_panel_have_all_registers(vectors: int, gather: 
     loop = inner_loop.look(target, dataclasses.replace(kernel, gather=gather))
     assert loop.spills == 0
     assert loop.instructions <= 2.2 * loop.fused
+
+
+@pytest.mark.parametrize(
+    ("name", "vectors"),
+    [("x86-64-v3", 3), ("x86-64-v4", 6), ("aarch64", 6), ("aarch64", 4), ("aarch64-sve256", 6)],
+)
+def test_four_rows_alike_share_every_activation_load(name: str, vectors: int) -> None:
+    target = targets.get(name)
+    assert alike_vectors(target) >= vectors
+    unit = target.index_unit
+    kernel = Product("coded", ALIKE, (vectors,), target.lanes, near=True, unit=unit,
+                     narrow=target.narrow_index)  # fmt: skip
+    loop = inner_loop.look(target, kernel)
+    assert loop.spills == 0
+    assert loop.fused == 4 * ALIKE * vectors  # of four columns
+    assert loop.loads <= 4 * (vectors + ALIKE) + 4
 
 
 LINES = """
