@@ -197,7 +197,7 @@ def test_a_cache_that_cannot_be_used_is_replaced_and_said(
     assert "not used before" in str(tuner)
     case, found = layer_of(native)
     with tuner.saving():
-        choice = tuner(case, found)
+        choice = tuner(case, found, native)
     assert choice.is_measured
     assert Tuning.read(path, native).layers.keys() == {tuning.key(case, found)}
 
@@ -208,7 +208,7 @@ def test_measurements_survive_what_goes_wrong_later(tmp_path: Path, native: targ
 
     def interrupted() -> None:
         with tuner.saving():
-            tuner(*layer_of(native))
+            tuner(*layer_of(native), native)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
