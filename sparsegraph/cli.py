@@ -86,7 +86,9 @@ def inspect(
 @app.command()
 def prune(
     model: Model,
-    recipe: Annotated[str, typer.Option(help="For instance wanda:0.6, sparsegpt:2:4, masks.")],
+    recipe: Annotated[
+        str, typer.Option(help="As wanda:0.6, sparsegpt:2:4, masks; wanda in a budget.")
+    ],
     to: Annotated[Path, typer.Option("--output", "-o", help="The pruned ONNX file.")],
     calibration: Annotated[
         Path | None,
@@ -143,7 +145,8 @@ def prune(
     output.write_model(to, pruned.model)
     columns, rows = pruned_layers(pruned, found)
     footer = f"{1 - pruned.density:.1%} of the pruned layers' weights are zero; wrote {to}"
-    screen.table(f"Pruned with {recipe}", columns, rows, footer)
+    within = "".join(f" within {kind} {text}" for kind, text in limits.items())
+    screen.table(f"Pruned with {recipe}{within}", columns, rows, footer)
     if found is not None:
         screen.table(f"Trade-off; chosen: {found.summary()}", *found.table())
     layers = [dict(zip(columns, row)) for row in rows]

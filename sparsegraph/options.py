@@ -120,6 +120,8 @@ def _samples(name: str, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1, *shape)
     need = f"[samples, {', '.join(map(str, shape))}]"
     fix = "stack samples along a new first axis"
+    if array.shape[array.ndim - len(shape[1:]) :] != shape[1:]:
+        fix = "save arrays of that shape, or load the model with another --shape"
     raise UsageError(message("calibration input", name, list(array.shape), need, fix))
 
 

@@ -94,7 +94,7 @@ def prune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     feeds = [] if calibration is None else checked(model, calibration)
     if recipe.needs_calibration and not feeds:
-        fix = "pass calibration feeds, or use magnitude"
+        fix = "pass calibration (--calibration FILE.npz), or use magnitude"
         raise UsageError(message("recipe", recipe.method, "no calibration", "feeds", fix))
     if (masks is not None) != (recipe.method == MASKS):
         found = "no masks" if masks is None else "masks"

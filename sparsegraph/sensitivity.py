@@ -75,7 +75,7 @@ class Alone:
         self, model: ir.Model, recipe: Recipe, feeds: Sequence[Feed], loss: Loss | None = None
     ) -> None:
         if not feeds:
-            fix = "pass calibration feeds"
+            fix = "pass calibration (--calibration FILE.npz)"
             raise UsageError(message("scan", str(recipe), "no calibration", "feeds", fix))
         self._model, self._copy, self._feeds = model, model.clone(), feeds
         self._recipe = replace(recipe, sequential=False, compensate=False)

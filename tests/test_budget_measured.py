@@ -11,7 +11,7 @@ from sparsegraph.budget.measured import MOST_RUNS, Seen, Settled, Timer, Timing,
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, least, plan, total
 from sparsegraph.budget.table import LayerOptions, Option, Table
 from sparsegraph.budget.within import prune_within
-from sparsegraph.errors import BudgetError
+from sparsegraph.errors import BudgetError, UsageError
 from sparsegraph.recipe import Recipe
 from tests.test_budget import encoder
 from tests.test_prune import feeds
@@ -204,6 +204,19 @@ def test_other_budgets_and_machines_are_predicted() -> None:
         found = prune_within(encoder(), "wanda:0.5", feeds(), limits, target=target)
         assert found.settled is None
         assert found.summary().endswith("predicted")
+        assert f"{found.plan.n_bytes / 1e6:.3g} MB" in found.summary()
+
+
+def test_a_budget_needs_no_share_of_zeros() -> None:
+    limits = {"flops": "0.5x"}
+    plans = [
+        prune_within(encoder(), recipe, feeds(), limits).plan.densities
+        for recipe in ("wanda", "wanda:0.9", "wanda,ignore=head", Recipe.parse("wanda:0.2"))
+    ]
+    assert plans[0] == plans[1] == plans[3]
+    assert "head" not in plans[2]
+    with pytest.raises(UsageError, match="a fixed density"):
+        prune_within(encoder(), "masks", feeds(), limits)
 
 
 def test_the_next_goal_lies_between_what_was_seen() -> None:

@@ -92,6 +92,7 @@ def test_prune_within_a_budget(model_file: Path) -> None:
         *args, "--flops", "0.4x", "-o", "p.onnx", "--json", "p.json", "--html", "p.html"
     )
     assert "Trade-off" in out
+    assert "Pruned with admm:0.5 within flops 0.4x" in out
     page = Path("p.html").read_text()
     assert page.count("<circle") == 18  # two plots of 8 plans and the choice
     assert "Trade-off" in page
@@ -109,6 +110,20 @@ def test_prune_within_a_budget(model_file: Path) -> None:
     )
     assert "no positive number" in refused(*args, "--max-drop", "x", "-o", "n.onnx", code=USAGE)
     assert not Path("never.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "fix"),
+    [((8, BATCH, INPUTS + 1), "arrays of that shape"), ((BATCH + 1, INPUTS), "stack samples"),
+     ((INPUTS,), "stack samples"), ((8, INPUTS + 1), "arrays of that shape")],
+)  # fmt: skip
+def test_calibration_of_another_shape_is_told_how_to_fit(
+    model_file: Path, shape: tuple[int, ...], fix: str
+) -> None:
+    np.savez("data.npz", x=np.zeros(shape, dtype=np.float32))
+    args = ("prune", model_file, *DIM, "--recipe", "wanda:0.5", "-o", "never.onnx")
+    assert fix in refused(*args, "--calibration", "data.npz", code=USAGE)
+    assert "--calibration FILE.npz" in refused(*args, code=USAGE)
 
 
 def test_prune_takes_masks_from_a_file(model_file: Path) -> None:

@@ -228,3 +228,13 @@ def test_published_results_can_be_measured_again_and_hold_their_bars() -> None:
     share = {"admm:0.5": 0.97, "admm:0.6": 0.85, "admm:2:4": 0.90}
     for recipe, least in share.items():
         assert found["v6", recipe].share >= least
+
+
+def test_retrieval_at_70_percent_keeps_what_its_bar_asks() -> None:
+    """.73 of a dense .747 over a floor of .21; one pair more than needed, 17 of 300 are 2 SE."""
+    rows = {row.recipe: row for row in read(pruning.FILE) if row.task == "minilm-1200"}
+    best = rows["admm:0.7,swap=yes,refit=yes,balance=yes"]
+    floor, dense = rows["floor"].share, rows["dense"].share
+    assert (best.share - floor) / (dense - floor) >= (0.73 - 0.21) / (0.747 - 0.21)
+    assert (best.rho or 0) >= 0.80
+    assert best.density <= 0.301

@@ -29,7 +29,7 @@ from sparsegraph.errors import BudgetError, UsageError, message
 from sparsegraph.feeds import checked
 from sparsegraph.progress import Progress, silent
 from sparsegraph.prune import Pruned, prune
-from sparsegraph.recipe import Recipe
+from sparsegraph.recipe import MASKS, Recipe
 from sparsegraph.sensitivity import Loss
 
 DROP = "max-drop"
@@ -60,9 +60,10 @@ class Within:
         }
 
     def summary(self) -> str:
-        """The chosen plan's time, and how it is known."""
+        """What the chosen plan costs; its time alone where that was measured."""
         if self.settled is None:
-            return f"{self.plan.ms:.3g} ms predicted"
+            spent = f"{self.plan.n_bytes / 1e6:.3g} MB, {self.plan.macs / 1e9:.3g} G multiply-adds"
+            return f"{spent}, {self.plan.ms:.3g} ms predicted"
         share = self.settled.ms / self.settled.dense_ms
         runs = f"{self.settled.n_runs} compiled trials"
         return f"{self.settled.ms:.3g} ms measured, {share:.2f}x of ONNX Runtime, {runs}"
@@ -90,16 +91,18 @@ def prune_within(
 ) -> Within:
     """Prune so that one limit holds: `{"latency": "5ms"}`, `size`, `flops`, or `max-drop`.
 
-    `recipe` says how; its share of zeros does not count. How far losses of single layers can be
-    trusted is tried on whole models: see `sparsegraph.budget.trust`. `latency` holds for a compiled
-    model that was timed here (by `time`, if given) where the target runs on this machine; on
-    others, and for `size` and `flops`, the predictions of the table count. `max-drop` holds for the
-    loss measured on the first 8 feeds; what is fastest within it is judged by times in place.
+    `recipe` says how; its share of zeros does not count, and `wanda` alone will do. How far losses
+    of single layers can be trusted is tried on whole models: see `sparsegraph.budget.trust`.
+    `latency` holds for a compiled model that was timed here (by `time`, if given) where the target
+    runs on this machine; on others, and for `size` and `flops`, the predictions of the table count.
+    `max-drop` holds for the loss measured on the first 8 feeds; what is fastest within it is judged
+    by times in place.
     Raises UsageError for anything but one limit, BudgetError when it is out of reach.
     """
     if len(limits) != 1:
         need, fix = "exactly one", "drop the others"
         raise UsageError(message("budget", ", ".join(limits), f"{len(limits)} limits", need, fix))
+    recipe = _recipe(recipe)
     feeds, ((kind, text),) = checked(model, calibration), limits.items()
     budget = None if kind == DROP else Budget.parse(kind, text)
     most = _share(text) if budget is None else 0.0
@@ -116,7 +119,7 @@ def prune_within(
 
     if budget is None:
         if clock is not None:
-            table = timed(model, _recipe(recipe), table, clock, on_run=on_run(N_TIMED))
+            table = timed(model, recipe, table, clock, on_run=on_run(N_TIMED))
         attempts = count(1)
         best = within_drop(
             model, recipe, feeds, table, most, loss=loss,
@@ -128,9 +131,9 @@ def prune_within(
     settled = None
     with suppress(*([BudgetError] if budget.kind == LATENCY and clock is not None else [])):
         # what the cost model holds for out of reach, timings may not
-        table = trusted(model, _recipe(recipe), feeds, table, budget, loss=loss, progress=progress)
+        table = trusted(model, recipe, feeds, table, budget, loss=loss, progress=progress)
     if budget.kind == LATENCY and clock is not None:
-        settled = settle(model, _recipe(recipe), table, budget, clock, on_run=on_run(MOST_RUNS))
+        settled = settle(model, recipe, table, budget, clock, on_run=on_run(MOST_RUNS))
         table = settled.table
     chosen = settled.plan if settled else plan(table, budget)
     pruned = prune(
@@ -147,7 +150,12 @@ def _timed_once(found: Found, table: Table, clock: Timer) -> Settled:
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
-    return Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    """The recipe; a share that does not count is put where one is missing."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    head, comma, options = recipe.partition(",")
+    has_share = ":" in head or head.strip() == MASKS
+    return Recipe.parse(recipe if has_share else f"{head.strip()}:0.5{comma}{options}")
 
 
 def _share(text: str) -> float:
