@@ -10,7 +10,8 @@ from sparsegraph.lower.builder import Builder, Stored, name_of
 from sparsegraph.lower.elementwise import operand
 from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg
-from sparsegraph.targets.kernels.direct import Axis, Direct, is_cheap, pack
+from sparsegraph.targets.kernels.direct import Axis, Direct, pack
+from sparsegraph.targets.kernels.expression import is_cheap
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -39,7 +40,7 @@ def kernel_of(
                 return None
             layouts.append(layout)
     tree = None if region is None or not region.nodes else region.tree
-    if not wants_planes(target, window) or not is_cheap(tree):
+    if not wants_planes(target, window) or not (tree is None or is_cheap(tree)):
         return None
     if not all(map(_in_planes, (x.fm, *layouts))):
         return None

@@ -39,7 +39,6 @@ from sparsegraph.targets.target import Target
 
 UNROLLED = 4  # values per turn of the inner loop
 NARROW = (1 << 16) - 1  # largest 16-bit index
-_CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 _FLOAT = 4  # bytes
 
 
@@ -160,14 +159,6 @@ def named(name: str) -> Direct | None:
     )
     tile = numbers[10], numbers[11]
     return Direct(rows, columns, tile, "int32" if wide else "uint16", int(pad or 0))
-
-
-def is_cheap(epilogue: expression.Tree | None) -> bool:
-    """True if the epilogue may be repeated for every point of a tile."""
-    if epilogue is None:
-        return True
-    below = (is_cheap(c) for c in epilogue[1:] if isinstance(c, tuple))
-    return epilogue[0] in _CHEAP and all(below)
 
 
 class Packed(NamedTuple):

@@ -26,6 +26,7 @@ from sparsegraph.targets.kernels.operators import OPERATORS
 from sparsegraph.errors import UnsupportedError, message
 
 Tree = tuple[Any, ...]
+_CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 LEAVES = ("arg", "const", "type")
 COMPARISONS = (
     "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor", "Not", "IsNaN",
@@ -121,6 +122,11 @@ def dtype(tree: Tree, arg_dtypes: Sequence[str]) -> str:
     children = tree[2:] if tree[0] == "Where" else tree[1:]
     typed = [c for c in children if c[0] != "const"]
     return dtype(typed[0], arg_dtypes) if typed else "float32"
+
+
+def is_cheap(tree: Tree) -> bool:
+    """True if it takes a few instructions: no more code than a loop around it where repeated."""
+    return tree[0] in _CHEAP and all(is_cheap(c) for c in tree[1:] if isinstance(c, tuple))
 
 
 def n_args(tree: Tree) -> int:

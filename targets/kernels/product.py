@@ -30,7 +30,6 @@ from sparsegraph.formats import ALIKE, GROUPS_AHEAD, QUAD, QUADS_AHEAD, Packed
 
 UNIT = 2  # float32 values; x86 scales an index by 8 bytes for nothing
 BYTES = 0  # `Product.unit`: indices are not scaled
-_CHEAP = {"arg", "const", "Relu", "Clip", "Add", "Sub", "Mul", "Min", "Max", "LeakyRelu"}
 
 
 @dataclass(frozen=True)
@@ -399,7 +398,7 @@ class _Emitter:
         """Epilogue. Costly expressions run in a loop over what was just stored: less code."""
         lanes, tree = self.lanes, self.spec.epilogue
         assert tree is not None
-        cheap = _operators(tree) <= _CHEAP
+        cheap = expression.is_cheap(tree)
         for r in reversed(range(len(acc))):  # as in `store`, repeated rows come first
             operands = self.operand_loads(rows[r], offset)
             if cheap:
@@ -513,12 +512,6 @@ def _constant(value: Expr, at: int) -> Expr:
 
 def _load_from(pointer: Expr, base: Expr, lanes: int, at: int) -> Expr:
     return load(pointer, base + at, lanes)
-
-
-def _operators(tree: expression.Tree) -> set[str]:
-    """All node types of an expression."""
-    below = (_operators(c) for c in tree[1:] if isinstance(c, tuple))
-    return {tree[0]}.union(*below)
 
 
 def reference(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert, expression
-from sparsegraph.targets.kernels.direct import Axis, Direct, is_cheap, pack
+from sparsegraph.targets.kernels.direct import Axis, Direct, pack
 from sparsegraph.targets.layout import FeatureMajor, planar
 
 from sparsegraph import targets
@@ -133,12 +133,6 @@ def test_only_points_inside_the_map_are_counted() -> None:
     assert _macs(direct(window, (2, 2)), weight) == 6 * 5 * 16
     weight[:, :, 0, 0] = 0  # reaches one of four points
     assert _macs(direct(window, (2, 2)), weight) == 6 * 5 * 15
-
-
-def test_only_cheap_epilogues_are_repeated_for_every_point() -> None:
-    assert is_cheap(None)
-    assert is_cheap(RESIDUAL)
-    assert not is_cheap(("Relu", ("Gelu", A0)))
 
 
 def test_bodies_are_counted_by_kinds_of_tiles() -> None:

@@ -192,3 +192,10 @@ def test_other_machines_compile(name: str, tmp_path) -> None:
     }
     emit.write_object(functions, other, tmp_path / "k.o")
     assert (tmp_path / "k.o").stat().st_size > 1000
+
+
+def test_what_is_cheap_enough_to_be_repeated() -> None:
+    residual = ("Relu", ("Add", ("Mul", ("arg", 0), ("const", 2.0)), ("arg", 1)))
+    assert expression.is_cheap(residual)
+    assert not expression.is_cheap(("Relu", ("Gelu", ("arg", 0))))
+    assert not expression.is_cheap(("Sigmoid", ("arg", 0)))
