@@ -5,6 +5,10 @@ choosing the best sum also chooses the luckiest estimates. So plans are made fro
 is, from one in which every layer loses the same for its cost, and from their geometric mean; each
 is pruned, and the one that loses least on feeds that its pruning did not see is kept. With the
 second, densities are about uniform: a plan is not worse than that but for the noise of few feeds.
+
+Measuring single layers around the pruned model instead tells little, since what follows a layer was
+fitted to what it had lost: in MiniLM at 70 % zeros, giving one layer half of its weights makes the
+output worse for 12 of 36 layers, and better by 12 % of its error for all of them added up.
 """
 
 from __future__ import annotations
