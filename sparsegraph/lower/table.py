@@ -22,6 +22,7 @@ from sparsegraph.lower.movement import (
 from sparsegraph.lower.normalize import lower_norm
 from sparsegraph.lower.pooling import lower_global_pool, lower_pool, lower_spatial_reduce
 from sparsegraph.lower.products import lower_conv, lower_gemm, lower_matmul
+from sparsegraph.lower.recurrent import lower_recurrent
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
 from sparsegraph.lower.resize import lower_resize
@@ -38,6 +39,8 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "RMSNormalization": lower_norm,
     "InstanceNormalization": lower_group_norm,
     "GroupNormalization": lower_group_norm,
+    "LSTM": lower_recurrent,
+    "GRU": lower_recurrent,
     "Softmax": lower_softmax,
     "LogSoftmax": lower_softmax,
     "ArgMax": lower_arg,
