@@ -59,10 +59,10 @@ class Masked:
     """The same distance with both models in float64: what the surgery itself changes."""
     rounding: float
     """The masked model in float32 against itself in float64: how well it is conditioned."""
-    worst: float = np.nan
+    worst: float
     """The largest error of all draws and feeds, Sigmoids precise."""
-    draws: int = 0
-    limit: float = 0.0
+    draws: int
+    limit: float
     """`rounding` of the worst draw and feed, where `worst` is above the bar."""
     commit: str = ""
 

@@ -141,9 +141,12 @@ def test_speed_over_operations() -> None:
 
 def test_the_published_file_meets_the_bars() -> None:
     rows = structure.read(structure.FILE)
+    assert all(row.commit and "dirty" not in row.commit for row in rows)
     masked = [row for row in rows if isinstance(row, structure.Masked)]
     assert {row.model for row in masked} >= set(structure.TOPOLOGIES)
     for row in masked:
         assert row.analysis_s <= 1
         assert row.exact <= 1e-12, row.model
-        assert row.error <= max(1e-5, 3 * row.rounding), row.model
+        assert min(row.error, row.worst) <= removal.BOUND, f"{row.model}, first draw"
+        assert row.worst <= max(removal.BOUND, 3 * row.limit), row.model
+        assert row.draws == removal.DRAWS
