@@ -21,6 +21,7 @@ COMBINATIONS = [
     ("mobilenet_v1", 1.0, "armv7"),
     ("minilm", 0.1, "a64fx"),
     ("resnet18", 1.0, "aarch64"),
+    ("resnet18", 0.1, "riscv64"),
     ("resnet18", 0.1, "riscv64-v256"),
     ("minilm", 0.1, "armv7"),
     ("minilm", 0.1, "riscv64"),
