@@ -23,7 +23,7 @@ _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
-_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.1), (0.035, 2.0), (0.0, 4.6))
+_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.2), (0.035, 2.0), (0.0, 4.6))
 _JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
 _WHOLE = 0.95  # of the level 1 cache: a gathered panel up to this is not cut (up to 8 % faster)
 _GAIN = 1.03  # least speed of `coded` over the best way that reads every weight
