@@ -140,7 +140,7 @@ def of(operands: Operands, target: Target) -> Problem:
     row = x.row if gather is None else panel_row(gather, y.block, target.lanes, target.panel_line)
     patches: tuple[int, ...] = ()
     if window is not None and x.is_planar:
-        patches = windows.patch_sizes(window, weight.shape[1], target)
+        patches = windows.patch_sizes(window, weight.shape[1])
     return Problem(
         rows=len(weight),
         channels=weight.shape[1],

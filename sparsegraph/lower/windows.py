@@ -155,13 +155,10 @@ def filter_of(window: Window) -> Filter | None:
     return None
 
 
-def patch_sizes(window: Window, channels: int, target: Target) -> tuple[int, ...]:
-    """Winograd's patch sizes that fit the geometry and round little enough.
-
-    Strided kernels only where instructions are what counts.
-    """
+def patch_sizes(window: Window, channels: int) -> tuple[int, ...]:
+    """Winograd's patch sizes that fit the geometry and round little enough."""
     method = filter_of(window)
-    if method is None or (method.stride > 1 and not target.narrow_index):
+    if method is None:
         return ()
     sizes = PATCHES if method.stride == 1 else PATCHES[-1:]
     errors = {m: error_bound(m, channels * method.phases, method.taps) for m in sizes}
