@@ -174,6 +174,7 @@ class _Emitter:
         self.scalar_factors = target.scalar_factors
         self.spares = target.narrow_index  # instructions
         self.segment = target.segment
+        self.is_short = target.n_registers <= 16
 
     def run(self) -> None:
         a = self.a
@@ -369,12 +370,13 @@ class _Emitter:
     ) -> None:
         """rows[r][v] += weights[r] * x[v] for one column.
 
-        In registers are all weights and one x, or all x and one weight: the fewer.
+        In registers are all weights and one x, or where they are short and rows are more than
+        vectors, all x and one weight.
         """
         lanes, (panel, index) = self.lanes, place
         at = bind(index)
         xs = (bind(load(panel, at + v * lanes, lanes)) for v in range(len(rows[0])))
-        if len(rows) > len(rows[0]):
+        if self.is_short and len(rows) > len(rows[0]):
             inner = list(xs)
             pairs = (((r, v), w * x) for r, w in enumerate(weights) for v, x in enumerate(inner))
         else:
@@ -483,10 +485,11 @@ class _Quads:
         return [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
 
     def values(self) -> Iterator[Expr]:
-        """The next four values, each over all lanes when it is asked for."""
+        """The next four values, each over all lanes; of four rows each when it is asked for."""
         if not self.is_wide:
             start = bind(self.value.get())
-            return (self.e.factor(start + i) for i in range(QUAD))
+            found = (self.e.factor(start + i) for i in range(QUAD))
+            return found if self.e.spec.group == ALIKE else iter(list(found))
         quad, within = bind(self.quad.get()), range(0, self.lanes, QUAD)
         return (
             emit.shuffle([quad], [j + i for j in within for _ in range(QUAD)]) for i in range(QUAD)
