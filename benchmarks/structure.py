@@ -225,8 +225,9 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
 }
 
 MASKED_HEAD = (
-    "model              policy  groups  units  removed  analysis  parameters left"
-    "        error    exact rounding   worst of   limit"
+    f"{'cut - masked, all draws':>107}{'float32 - float64':>20}{'cut - masked':>14}\n"
+    "model              policy  groups  units  removed  analysis  parameters left    first draw"
+    "  float32  float64      masked      cut   above 1e-5: in order"
 )
 FASTER_HEAD = (
     "model                 engine       removed  parameters left     file MB        MACs left"
@@ -240,8 +241,9 @@ def line(row: Row) -> str:
     if isinstance(row, Masked):
         return (
             f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
-            f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.error:9.0e} "
-            f"{row.exact:8.0e} {row.rounding:8.0e} {row.worst:7.0e} {row.draws:2} {row.limit:7.0e}"
+            f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.first:10.0e} "
+            f"{row.error:8.0e} {row.exact:8.0e} {row.rounding:11.0e} {row.rounding_left:8.0e} "
+            f"{row.n_above:6} of {row.n_draws}: {row.ordered:.0e}"
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
     return (

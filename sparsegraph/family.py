@@ -116,7 +116,8 @@ def family(
             onnx.save(ir.to_proto(shared), partial / f"{name}.onnx")
             _check(partial / f"{name}.onnx", smaller)
             sizes, proof = (n_parameters(smaller), n_macs(smaller)), job.proof(smaller, gone)
-            members.append(Member(name, folder / f"{name}.onnx", *sizes, proof))
+            error = None if proof is None else proof.error
+            members.append(Member(name, folder / f"{name}.onnx", *sizes, error))
 
     output.write_folder(folder, fill)
     return tuple(members)

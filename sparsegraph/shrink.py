@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from sparsegraph import pipeline
 from sparsegraph.errors import UsageError, VerifyError, message
-from sparsegraph.graph import is_op, opset
+from sparsegraph.graph import is_op
 from sparsegraph.layers import weighted
 from sparsegraph.passes.remove_dead_channels import RemoveDeadChannels
 from sparsegraph.rewrite import Fuel
-from sparsegraph.sigmoid import disagreement
 from sparsegraph.structure import cut, edges, mask
 from sparsegraph.structure.balance import MULTIPLES, Search, Space, search
 from sparsegraph.structure.criteria import Evidence, criterion
@@ -30,6 +29,7 @@ from sparsegraph.structure.edges import Gathered
 from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.moved import Moved
 from sparsegraph.structure.multiples import MEASURED, fastest
+from sparsegraph.structure.proof import Distance, prove
 from sparsegraph.structure.ties import Analysis, Policy, analyse
 from sparsegraph.verify import Feed, Session, compare, feeds_for
 
@@ -56,14 +56,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A smaller model. `error`: against the masked model; `change`: against the given one."""
+    """A smaller model. `proof`: against the masked model; `change`: against the given one."""
 
     model: ir.Model
     table: tuple[Row, ...]
     groups: tuple[Group, ...]
     parameters: tuple[int, int]
     macs: tuple[int, int]
-    error: float | None
+    proof: Distance | None
     change: float
     multiple: int = 1
     multiples_ms: Mapping[int, float] = field(default_factory=dict)
@@ -73,13 +73,20 @@ class Shrunk:
     gathered: Gathered | None = None
     """Consumers that read only some of their input channels."""
 
+    @property
+    def error(self) -> float | None:
+        """Distance from the masked model in float32; None where there is none to compare with."""
+        return None if self.proof is None else self.proof.error
+
     def facts(self) -> dict[str, object]:
         """The numbers beside the table."""
         (weights, weights_left), (macs, macs_left) = self.parameters, self.macs
         return {
             "parameters_before": weights, "parameters_after": weights_left,
             "macs_before": macs, "macs_after": macs_left,
-            "error_against_masked": self.error, "change_of_outputs": self.change,
+            "error_against_masked": self.error,
+            "error_in_float64": None if self.proof is None else self.proof.exact,
+            "change_of_outputs": self.change,
             "multiple": self.multiple, "multiples_ms": dict(self.multiples_ms),
             "balance": self._searched(),
             "inputs": [list(row) for row in self.gathered.rows] if self.gathered else [],
@@ -100,7 +107,7 @@ class Shrunk:
             counts += f"\n{self.searched}"
         if self.gathered is not None:
             counts += f"\n{self.gathered}"
-        proof = "not compared" if self.error is None else f"{self.error:.0e} from the masked model"
+        proof = "not compared" if self.proof is None else self.proof
         return (
             f"{weights:,} -> {weights_left:,} parameters ({1 - weights_left / weights:.1%} gone), "
             f"{macs / 1e6:,.1f} -> {macs_left / 1e6:,.1f} million multiply-accumulates\n"
@@ -131,7 +138,7 @@ class Job:
         smaller = self.base.clone()
         return smaller, cut.apply(analyse(smaller, self.policy), gone)
 
-    def proof(self, smaller: ir.Model, gone: NDArray[np.bool_]) -> float | None:
+    def proof(self, smaller: ir.Model, gone: NDArray[np.bool_]) -> Distance | None:
         """Distance from the masked model; None where there is none to compare with."""
         if _moves_statistics(self.analysis, gone):
             return None
@@ -201,23 +208,23 @@ def shrink(
         )
         searched = search(space, keep, multiples)
     try:
-        smaller, gone, error = _proved(job, keep, multiple, searched)
+        smaller, gone, proof = _proved(job, keep, multiple, searched)
     except VerifyError as refused:
         if searched is None or searched.chosen is searched.tried[0]:
             raise
         searched = replace(searched, chosen=searched.tried[0], refused=str(refused))
-        smaller, gone, error = _proved(job, keep, multiple, searched)
+        smaller, gone, proof = _proved(job, keep, multiple, searched)
     gathered = None
     if inputs is not None:
         smaller, gathered, off = _choose_inputs(smaller, inputs)
-        error = None if error is None else max(error, off)
+        proof = None if proof is None else proof.worst(off)
     return Shrunk(
         smaller,
         tuple(_row(group, gone) for group in found),
         tuple(found),
         (n_parameters(base), n_parameters(smaller)),
         (n_macs(base), n_macs(smaller)),
-        error,
+        proof,
         _change(smaller, model),
         multiple if searched is None else searched.chosen.multiple,
         times,
@@ -228,7 +235,7 @@ def shrink(
 
 def _proved(
     job: Job, keep: float | Mapping[str, Keep], multiple: int, searched: Search | None
-) -> tuple[ir.Model, NDArray[np.bool_], float | None]:
+) -> tuple[ir.Model, NDArray[np.bool_], Distance | None]:
     """The smaller model, what went, and the distance from the masked model."""
     if searched is not None:
         keep, multiple = searched.chosen.shares, searched.chosen.multiple
@@ -276,14 +283,14 @@ def _chosen(
     return group.roots[order[n_keep:]]
 
 
-def _choose_inputs(model: ir.Model, share: float) -> tuple[ir.Model, Gathered, float]:
+def _choose_inputs(model: ir.Model, share: float) -> tuple[ir.Model, Gathered, Distance]:
     """Zero input channels, remove what nobody reads now, gather the rest; proved against zeros."""
     zeroed = model.clone()
     edges.zero_inputs(zeroed.graph, share)
     smaller = zeroed.clone()
     RemoveDeadChannels().run(smaller, Fuel())
     gathered = edges.gather(smaller)
-    return smaller, gathered, _prove(smaller, zeroed, model)
+    return smaller, gathered, prove(smaller, zeroed, model)
 
 
 def _moves_statistics(analysis: Analysis, gone: NDArray[np.bool_]) -> bool:
@@ -303,27 +310,11 @@ def _width(group: Group) -> int:
     return math.gcd(*made) or 1
 
 
-def _proof(base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.bool_]) -> float:
+def _proof(base: ir.Model, smaller: ir.Model, policy: Policy, gone: NDArray[np.bool_]) -> Distance:
     """The largest distance of the shrunk model from the masked one."""
     masked = base.clone()
     mask.apply(analyse(masked, policy), gone)
-    return _prove(smaller, masked, base)
-
-
-def _prove(smaller: ir.Model, masked: ir.Model, base: ir.Model) -> float:
-    """The largest distance; raises VerifyError beyond what rounding does to the masked model."""
-    one, other = Session(smaller), Session(masked)
-    worst = 0.0
-    for feed in feeds_for(base, 2):
-        want = other.run(feed)
-        bound = pipeline.error_bound(other, feed, want)
-        error = disagreement(feed, bound, smaller, masked, compare(one.run(feed), want))
-        if error > bound:
-            found, need = f"outputs off by {error:.1e}", f"at most {bound:.1e}"
-            name = base.graph.name or f"opset {opset(base)}"
-            raise VerifyError(message("shrunk model", name, found, need, "report it"))
-        worst = max(worst, error)
-    return worst
+    return prove(smaller, masked, base)
 
 
 def _change(smaller: ir.Model, model: ir.Model) -> float:

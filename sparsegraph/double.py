@@ -2,13 +2,13 @@
 
 ONNX's own reference evaluator runs the graph with every float constant and input widened, which is
 slow and exact to 1e-16 per operation. Convolutions and pools are written here over kernel taps: the
-evaluator's own take minutes on a map of 320 x 320. So is LRN, which it gets wrong (onnx 1.23.2
-normalises as many channels as the batch has samples).
+evaluator's own take minutes on a map of 320 x 320. So is what it gets wrong (onnx 1.23.2): LRN
+normalises as many channels as the batch has samples, Erf and so Gelu round to float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -20,30 +20,42 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from sparsegraph.errors import UnsupportedError, message
 from sparsegraph.verify import Feed, Outputs
 
 Array = NDArray[np.float64]
-_FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+_FLOATS, _DOUBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16), onnx.TensorProto.DOUBLE
 
 
 def run(model: ir.Model, feed: Feed) -> Outputs:
-    """Outputs in float64."""
-    wide = widened(ir.to_proto(model))
-    evaluator = ReferenceEvaluator(wide, new_ops=[Conv, LRN, MaxPool, Resize])
-    given = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feed.items()}
-    with np.errstate(over="ignore", invalid="ignore"):  # its Sigmoid computes both of two forms
-        results = evaluator.run(None, given)
-    return dict(zip([o.name for o in wide.graph.output], results))
+    """Outputs in float64. Raises UnsupportedError where the evaluator lacks an operator."""
+    given = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feed.items()}
+    return evaluate(widened(ir.to_proto(model)), given, OPERATORS)
+
+
+def evaluate(model: onnx.ModelProto, feed: Feed, operators: Sequence[type[OpRun]]) -> Outputs:
+    """Outputs by name, with these operators in place of the evaluator's own."""
+    try:
+        evaluator = ReferenceEvaluator(model, new_ops=list(operators))
+        with np.errstate(all="ignore"):  # its Sigmoid computes both of two forms
+            results = evaluator.run(None, feed)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        need = "operators of ONNX's reference evaluator"
+        raise UnsupportedError(
+            message("model", model.graph.name, found, need, "compare in float32")
+        ) from error
+    return dict(zip([o.name for o in model.graph.output], results))
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float64 where it had float32."""
+    """The model with float64 where it had float32 or float16."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     graph = wide.graph
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == _FLOAT:
+        if value.type.tensor_type.elem_type in _FLOATS:
             value.type.tensor_type.elem_type = _DOUBLE
     for tensor in graph.initializer:
         _widen(tensor)
@@ -51,13 +63,13 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _widen(attribute.t)
-            elif attribute.name in ("to", "dtype") and attribute.i == _FLOAT:
+            elif attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
                 attribute.i = _DOUBLE
     return wide
 
 
 def _widen(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type == _FLOAT:
+    if tensor.data_type in _FLOATS:
         array = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
@@ -67,6 +79,11 @@ class Conv(OpRun):
 
     op_domain = ""
 
+    @staticmethod
+    def product(taps: Any, parts: Any) -> Any:
+        """Products of matrices, [..., m, k] times [..., k, n]."""
+        return taps @ parts
+
     def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
         windows = _windows(x, w.shape[2:], given, 0.0)
         group, n_out = given.get("group") or 1, w.shape[0]
@@ -74,10 +91,34 @@ class Conv(OpRun):
         total: Any = 0.0
         for tap, window in zip(taps, windows):
             parts = window.reshape(len(x), group, x.shape[1] // group, -1)
-            total = total + tap @ parts
+            total = total + self.product(tap, parts)
         size = windows[0].shape[2:]
         y = total.reshape(len(x), n_out, *size)
         return (y if b is None else y + b.reshape(-1, *[1] * len(size)),)
+
+
+class Erf(OpRun):
+    """The error function."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        from scipy.special import erf
+
+        return (erf(x),)
+
+
+class Gelu(OpRun):
+    """x times the share of a normal distribution below x, or the approximation of that."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, approximate: str = "none") -> tuple[Array]:
+        from scipy.special import expit, ndtr
+
+        if approximate == "tanh":
+            return (x * expit((x + 0.044715 * x**3) * np.sqrt(8 / np.pi)),)
+        return (x * ndtr(x),)
 
 
 class LRN(OpRun):
@@ -124,6 +165,8 @@ class Resize(OpRun):
             x = np.take(x, np.clip(at, 0, x.shape[axis] - 1).astype(int), axis)
         return (x,)
 
+
+OPERATORS: tuple[type[OpRun], ...] = (Conv, Erf, Gelu, LRN, MaxPool, Resize)
 
 _SHIFTS = {
     "nearest asymmetric floor": (0.0, True),
