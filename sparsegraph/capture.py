@@ -27,6 +27,8 @@ from sparsegraph.onnx_file import (
     read_proto,
     without_large_weights,
 )
+from sparsegraph.passes.expand_contrib import ExpandContrib
+from sparsegraph.rewrite import Fuel
 from sparsegraph.shapes import Shapes, bind, fill_from_run
 from sparsegraph.verify import Session, compare, feeds_for, tolerance
 
@@ -143,6 +145,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     _check_domains(model, name)
     _name_outputs(model, name)
     bind(model, name, shapes)
+    _expand(model, name)
     _infer(model, name)
     model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
     model = _raise_opset(model)
@@ -195,6 +198,19 @@ def _name_outputs(model: ir.Model, name: str) -> None:
         node.outputs[0].shape = value.shape
         model.graph.append(node)
         outputs[at] = node.outputs[0]
+
+
+def _expand(model: ir.Model, name: str) -> None:
+    """Spell out ONNX Runtime's own norms and activations; proved against what stood there."""
+    step = ExpandContrib()
+    if not any(isinstance(step.match(node, model.graph), ir.Node) for node in model.graph):
+        return
+    before = model.clone()
+    step.run(model, Fuel())
+    reason = _difference(model, before)
+    if reason:
+        fix = "report it, and export without ONNX Runtime's optimiser"
+        raise CaptureError(message("model", name, reason, "the outputs of its own nodes", fix))
 
 
 def _infer(model: ir.Model, name: str) -> None:
