@@ -38,7 +38,7 @@ def lower_recurrent(b: Builder, node: ir.Node) -> None:
     directions, _, units = recurrent.shape
     if images > _FEW and 4 * recurrent[0].size > b.target.l2_bytes // 2:
         raise Declined(f"{images} sequences at once, and weights that fill the level 2 cache")
-    kernel = Recurrent(node.op_type.lower(), b.target.lanes, _VECTORS)
+    kernel = Recurrent(_kind(node), b.target.lanes, _VECTORS)
     bias, inner = _biases(node, directions, units)
     name = str(node.name)
     gates = _gates(b, node, x, weight, bias)
@@ -78,12 +78,16 @@ def _check(node: ir.Node) -> None:
     for what in ("layout", "input_forget"):
         if int_attribute(node, what, 0):
             raise Declined(f"{what} is {int_attribute(node, what, 0)}")
-    if node.op_type == "GRU" and not int_attribute(node, "linear_before_reset", 0):
-        raise Declined("the reset gate comes before the product")
     if input_at(node, 4) is not None:
         raise Declined("sequences have lengths of their own")
     if node.op_type == "LSTM" and input_at(node, 7) is not None:
         raise Declined("gates look at the cell (peepholes)")
+
+
+def _kind(node: ir.Node) -> str:
+    if node.op_type == "GRU" and not int_attribute(node, "linear_before_reset", 0):
+        return "reset"
+    return str(node.op_type).lower()
 
 
 def _weights(node: ir.Node, at: int) -> np.ndarray:
@@ -102,7 +106,7 @@ def _biases(node: ir.Node, directions: int, units: int) -> tuple[np.ndarray, np.
         both = _weights(node, 3).reshape(both.shape)
     inner = both[:, 1, -units:].copy()
     total = both.sum(1)
-    if node.op_type == "GRU":
+    if _kind(node) == "gru":
         total[:, -units:] = both[:, 0, -units:]
     return total.ravel(), inner
 

@@ -2,9 +2,11 @@
 
     LSTM   z = gates[t] + R h;        c = sig(f) c + sig(i) tanh(g);   h = sig(o) tanh(c)
     GRU    n = tanh(gates_n[t] + sig(r) (R_n h + bias));               h = (1 - sig(z)) n + sig(z) h
+    reset  n = tanh(gates_n[t] + R_n (sig(r) h));                      h as in the GRU
 
 `gates` holds what the inputs give to every gate of every step, biases included (for the GRU's n
-that of the input). Recurrent weights are packed as in vector_product: lanes are rows of R, the
+that of the input). The third is a GRU whose reset comes before the product, so there are two
+products in a row. Recurrent weights are packed as in vector_product: lanes are rows of R, the
 state is broadcast. They are read once per step and should fit in the level 2 cache. All is
 row-major; one item is one sequence in one direction.
 """
@@ -17,11 +19,13 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import vector_product
 from sparsegraph.targets.kernels.math import hold, like, sigmoid, tanh
+from sparsegraph.targets.kernels.vector_product import add_column
 from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.target import Target
 
-GATES = {"lstm": 4, "gru": 3}
+GATES = {"lstm": 4, "gru": 3, "reset": 3}
 """Order as in ONNX: input, output, forget, cell; update, reset, new."""
+_OWN = {"lstm": "c:float32* c0:float32*", "gru": "bias:float32*", "reset": ""}
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class Recurrent:
 
     Arguments: y [steps, directions, images, units]; gates [steps, images, directions, gates *
     units]; states h and c and what they start with [directions, images, units] (the GRU has no c);
-    weights from `pack`; bias [directions, units] of the GRU; directions from `reverse` on run
+    weights from `pack`; bias [directions, units] of `gru`; directions from `reverse` on run
     backwards; scratch for all gates of one step.
 
     Attributes:
-        kind: `lstm` or `gru` (reset after the product).
+        kind: `lstm`, `gru` (reset after the product) or `reset` (before it).
         lanes: float32 values in a vector.
         vectors: vectors of rows in a panel of weights.
     """
@@ -57,20 +61,25 @@ class Recurrent:
 
     @property
     def params(self) -> emit.Signature:
-        own = "c:float32* c0:float32*" if self.kind == "lstm" else "bias:float32*"
         return emit.signature(
-            f"y:float32* gates:float32* h:float32* h0:float32* {own} weights:float32* "
+            f"y:float32* gates:float32* h:float32* h0:float32* {_OWN[self.kind]} weights:float32* "
             "z:float32* steps:int32 directions:int32 images:int32 units:int32 panels:int32 "
             "reverse:int32"
         )
 
     def scratch_bytes(self, units: int) -> int:
-        """For the sums of one step, padded to whole panels."""
-        return 4 * self.rows * self.panels(units)
+        """For the sums of one step, padded to whole panels, and for a state that is reset."""
+        state = units if self.kind == "reset" else 0
+        return 4 * (self.rows * self.panels(units) + state)
 
     def panels(self, units: int) -> int:
         """Panels of recurrent weights in one direction."""
-        return -(-GATES[self.kind] * units // self.rows)
+        return sum(-(-gates * units // self.rows) for gates in self.products)
+
+    @property
+    def products(self) -> tuple[int, ...]:
+        """Gates of each product in a step."""
+        return (2, 1) if self.kind == "reset" else (GATES[self.kind],)
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args).run()
@@ -100,29 +109,56 @@ class _Emitter:
                 self.y = bind(
                     ((time * a["directions"] + direction) * a["images"] + image) * a["units"]
                 )
-                with loop(0, a["panels"]) as panel:
-                    self.products(panel)
-                each_vector(a["units"], spec.lanes, self.lstm if "c" in a else self.gru)
+                if spec.kind == "reset":
+                    self.reset()
+                else:
+                    self.products(0, a["panels"], "h", self.state)
+                    each_vector(a["units"], spec.lanes, self.lstm if "c" in a else self.gru)
 
     def start(self, at: Expr, lanes: int) -> None:
         for to in ("h", "c") if self.spec.kind == "lstm" else ("h",):
             at_state = self.state + at
             store(self.a[to], load(self.a[f"{to}0"], at_state, lanes), at_state, lanes)
 
-    def products(self, panel: Expr) -> None:
-        """Some rows of R h, into scratch."""
+    def products(self, first: Expr | int, end: Expr, state: str, at: Expr) -> None:
+        """The rows of some panels times a state, into scratch."""
         a, spec = self.a, self.spec
-        cells = [Cell("float32", spec.lanes) for _ in range(spec.vectors)]
-        for cell in cells:
-            cell.set(splat(const(0.0), spec.lanes))
-        first = bind(self.matrix + panel * a["units"] * spec.rows)
-        with loop(0, a["units"]) as k:
-            value = bind(splat(load(a["h"], self.state + k), spec.lanes))
-            at = bind(first + k * spec.rows)
+        with loop(first, end) as panel:
+            cells = [Cell("float32", spec.lanes) for _ in range(spec.vectors)]
+            for cell in cells:
+                cell.set(splat(const(0.0), spec.lanes))
+            start = bind(self.matrix + panel * a["units"] * spec.rows)
+            with loop(0, a["units"]) as k:
+                value = load(a[state], at + k)
+                add_column(cells, a["weights"], start + k * spec.rows, value, spec.lanes)
             for v, cell in enumerate(cells):
-                cell.set(cell.get() + load(a["weights"], at + v * spec.lanes, spec.lanes) * value)
-        for v, cell in enumerate(cells):
-            store(a["z"], cell.get(), panel * spec.rows + v * spec.lanes, spec.lanes)
+                store(a["z"], cell.get(), panel * spec.rows + v * spec.lanes, spec.lanes)
+
+    def reset(self) -> None:
+        """A GRU's step with the reset before the product."""
+        a, spec = self.a, self.spec
+        new = bind(emit.divide(a["units"] * 2 + (spec.rows - 1), spec.rows))
+        self.kept = bind(a["panels"] * spec.rows)
+        self.new = bind(new * spec.rows)
+        self.products(0, new, "h", self.state)
+        each_vector(a["units"], spec.lanes, self.keep)
+        self.products(new, a["panels"], "z", self.kept)
+        each_vector(a["units"], spec.lanes, self.renew)
+
+    def keep(self, at: Expr, lanes: int) -> None:
+        """The update gate in place of its sums, and the state that is left of the reset."""
+        a = self.a
+        update, reset = (
+            hold(sigmoid(hold(x + r))) for x, r in (self.gate(g, at, lanes) for g in range(2))
+        )
+        store(a["z"], update, at, lanes)
+        store(a["z"], hold(reset * load(a["h"], self.state + at, lanes)), self.kept + at, lanes)
+
+    def renew(self, at: Expr, lanes: int) -> None:
+        a = self.a
+        x = load(a["gates"], self.gates + a["units"] * 2 + at, lanes)
+        new = hold(tanh(hold(x + load(a["z"], self.new + at, lanes))))
+        self.mix(hold(load(a["z"], at, lanes)), new, at, lanes)
 
     def gate(self, number: int, at: Expr, lanes: int) -> tuple[Expr, Expr]:
         """What the inputs and what the state give to one gate."""
@@ -148,7 +184,10 @@ class _Emitter:
         x, r = self.gate(2, at, lanes)
         shifted = hold(r + load(a["bias"], self.bias + at, lanes))
         new = hold(tanh(hold(x + reset * shifted)))
-        old = hold(load(a["h"], self.state + at, lanes))
+        self.mix(update, new, at, lanes)
+
+    def mix(self, update: Expr, new: Expr, at: Expr, lanes: int) -> None:
+        old = hold(load(self.a["h"], self.state + at, lanes))
         self.finish(hold(hold(like(1.0, update) - update) * new + update * old), at, lanes)
 
     def finish(self, value: Expr, at: Expr, lanes: int) -> None:
@@ -158,7 +197,11 @@ class _Emitter:
 
 def pack(weights: np.ndarray, kernel: Recurrent) -> np.ndarray:
     """[directions, gates * units, units] -> the panels of every direction."""
-    return np.stack([vector_product.pack(one, kernel.rows) for one in weights])
+    ends = np.cumsum(kernel.products)[:-1] * weights.shape[2]
+    return np.stack([
+        np.concatenate([vector_product.pack(part, kernel.rows) for part in np.split(one, ends)])
+        for one in weights
+    ])  # fmt: skip
 
 
 def reference(
@@ -180,7 +223,10 @@ def reference(
                 h[d] = out * np.tanh(c[d])
             else:
                 update, reset = (_sigmoid(x[g] + r[g]) for g in range(2))
-                new = np.tanh(x[2] + reset * (r[2] + bias[d]))
+                shifted = reset * (r[2] + bias[d])
+                if kind == "reset":
+                    shifted = (reset * h[d]) @ weights[d, -h.shape[2] :].T
+                new = np.tanh(x[2] + shifted)
                 h[d] = (1 - update) * new + update * h[d]
             y[t, d] = h[d]
     return y, h, c

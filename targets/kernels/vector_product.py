@@ -86,11 +86,8 @@ class _Emitter:
 
     def column(self, cells: list[Cell], weights: Expr, x: Expr, k: Expr) -> None:
         a, spec = self.a, self.spec
-        value = bind(splat(load(a["x"], x + k * a["x_row"]), spec.lanes))
-        at = bind(weights + k * spec.rows)
-        for v, cell in enumerate(cells):
-            w = load(a["weights"], at + v * spec.lanes, spec.lanes)
-            cell.set(cell.get() + w * value)
+        value = load(a["x"], x + k * a["x_row"])
+        add_column(cells, a["weights"], weights + k * spec.rows, value, spec.lanes)
 
     def write(self, to: Expr, row: Expr, v: int, value: Expr) -> None:
         """Each lane is a row of y, whose first element is the point; padding gets the same."""
@@ -104,6 +101,13 @@ class _Emitter:
             with when(row + (first + i) < a["rows"]):
                 one = emit.shuffle([value], [i] * lanes) if lanes > 1 else value
                 store(a["y"], one, to + (first + i) * a["y_row"], lanes)
+
+
+def add_column(cells: list[Cell], weights: Expr, start: Expr, x: Expr, lanes: int) -> None:
+    """One column of a panel, from `start` on, times x in sums of `lanes` rows each."""
+    value, at = bind(splat(x, lanes)), bind(start)
+    for v, cell in enumerate(cells):
+        cell.set(cell.get() + load(weights, at + v * lanes, lanes) * value)
 
 
 def pack(weight: np.ndarray, rows: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def test_a_sequence_equals_the_reference(
     bias = rng.standard_normal((2, units)).astype(np.float32)
     y, h, c = (host.empty(size) for size in (steps * h0.size, h0.size, h0.size))
     scratch = host.empty(kernel.scratch_bytes(units) // 4)
-    own = [c, host.aligned(c0)] if kernel.kind == "lstm" else [host.aligned(bias)]
+    own = {"lstm": [c, host.aligned(c0)], "gru": [host.aligned(bias)], "reset": []}[kernel.kind]
     library(kernel).call(
         kernel, y, host.aligned(gates), h, host.aligned(h0), *own,
         host.aligned(recurrent.pack(weights, kernel)), scratch, steps, 2, images, units,
@@ -56,7 +56,8 @@ def test_not_a_number_stays_in_its_sequence(kernel: Recurrent) -> None:
     gates[0, 1] = np.nan
     zeros = np.zeros((1, 2, units), np.float32)
     y, h, c = (host.empty(size) for size in (2 * zeros.size, zeros.size, zeros.size))
-    own = [c, host.aligned(zeros)] if kernel.kind == "lstm" else [host.aligned(zeros[0, :1])]
+    shift = host.aligned(zeros[0, :1])
+    own = {"lstm": [c, host.aligned(zeros)], "gru": [shift], "reset": []}[kernel.kind]
     weights = recurrent.pack(np.zeros((1, n, units), np.float32), kernel)
     library(kernel).call(
         kernel, y, host.aligned(gates), h, host.aligned(zeros), *own, host.aligned(weights),
