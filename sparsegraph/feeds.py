@@ -29,28 +29,36 @@ def checked(model: ir.Model, calibration: Iterable[Feed]) -> list[Feed]:
             raise UsageError(message("calibration", f"feed {at}", found, need, "pass mappings"))
         for name in (*wanted, *feed):
             given = wanted.get(name)
-            found, need = _misfit(feed.get(name), given)
+            found, need, fix = _misfit(feed.get(name), given)
             if found:
-                fix = f"correct feed {at}, or load the model with other shapes"
+                fix = f"{fix} (feed {at})"
                 raise UsageError(message("calibration", str(name), found, need, fix))
     return feeds
 
 
-def _misfit(array: Any, given: ir.Value | None) -> tuple[str, str]:
-    """(what was found, what is needed) of an input's array; empty where it fits."""
+def _misfit(array: Any, given: ir.Value | None) -> tuple[str, str, str]:
+    """(what was found, what is needed, what to do) of an input's array; empty where it fits."""
     if given is None:
-        return "an input that the model has not", "the model's inputs alone"
+        return "an input that the model has not", "the model's inputs alone", "leave it out"
     if array is None:
-        return "no array", "one for every input of the model"
+        return "no array", "one for every input of the model", "add it"
     if not isinstance(array, np.ndarray):
-        return f"a {type(array).__name__}", "a NumPy array"
+        return f"a {type(array).__name__}", "a NumPy array", "pass np.asarray of it"
     dtype = None if given.dtype is None else given.dtype.numpy()
     if dtype is not None and array.dtype != dtype and given.dtype != ir.DataType.STRING:
-        return str(array.dtype), str(dtype)
+        return (
+            str(array.dtype),
+            str(dtype),
+            f"prepare it as the model wants it, then .astype({dtype})",
+        )
     dims = None if given.shape is None else given.shape.dims
     sizes = array.shape
     if dims is not None and (
         len(dims) != len(sizes) or any(isinstance(d, int) and d != n for d, n in zip(dims, sizes))
     ):
-        return f"shape {list(sizes)}", str(list(dims))
-    return "", ""
+        return (
+            f"shape {list(sizes)}",
+            str(list(dims)),
+            "correct it, or load the model with other shapes",
+        )
+    return "", "", ""

@@ -227,14 +227,28 @@ def unfolded(model: ir.Model) -> list[str]:
 
     Linear layers of 3-D inputs come with a Transpose of their weight, which `optimize` folds.
     """
+    held = _constants(model)
+    kinds = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+    products = [node for node in model.graph if node.op_type in kinds and _layer(node) is None]
+    return [node.name or "" for node in products if held.intersection(node.inputs[:2])]
+
+
+def recurrent(model: ir.Model) -> list[str]:
+    """Names of recurrent nodes with constant weights: products that are no layers here."""
+    kinds, held = ("LSTM", "GRU", "RNN"), _constants(model)
+    found = [node for node in model.graph if node.op_type in kinds and node.domain == ""]
+    weights = [(node, node.inputs[1]) for node in found]
+    return [n.name or "" for n, w in weights if w is not None and (w in held or _is_constant(w))]
+
+
+def _constants(model: ir.Model) -> set[ir.Value]:
+    """Outputs of nodes that read constants alone."""
     held: set[ir.Value] = set()
     for node in model.graph:
         inputs = [v for v in node.inputs if v is not None]
         if inputs and all(_is_constant(v) or v in held for v in inputs):
             held.update(node.outputs)
-    kinds = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-    products = [node for node in model.graph if node.op_type in kinds and _layer(node) is None]
-    return [node.name or "" for node in products if held.intersection(node.inputs[:2])]
+    return held
 
 
 def _layer(node: ir.Node) -> Layer | None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def bundles(path: Path, targets: Sequence[str]) -> dict[str, Path]:
 
 
 def read_feed(given: Sequence[str]) -> Feeds:
-    """Arrays by input name from `feed.npz` and `name=array.npy`.
+    """Arrays by input name from `feed.npz`, `feed.safetensors` and `name=array.npy`.
 
     Raises UsageError for files that are missing or hold something else.
     """
@@ -86,7 +87,7 @@ def read_feed(given: Sequence[str]) -> Feeds:
         if equals and path.endswith(".npy"):
             found[name] = _read(Path(path))
         else:
-            found |= dict(_read_archive(Path(text)))
+            found |= read_arrays(Path(text))
     return found
 
 
@@ -106,9 +107,13 @@ def read_calibration(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> list[
     samples = {name: _samples(name, archive[name], shape) for name, shape in inputs.items()}
     counts = {name: len(array) for name, array in samples.items()}
     if len(set(counts.values())) > 1:
+        found = ", ".join(f"{n} of {name}" for name, n in counts.items())
         need, fix = "as many samples for every input", "save matching arrays"
-        raise UsageError(message("calibration", str(path), counts, need, fix))
+        raise UsageError(message("calibration", str(path), found, need, fix))
     n = next(iter(counts.values()), 0)
+    if not n:
+        need, fix = "at least one", "save samples along the first axis"
+        raise UsageError(message("calibration", str(path), "no samples", need, fix))
     return [{name: array[i] for name, array in samples.items()} for i in range(n)]
 
 
@@ -125,15 +130,6 @@ def _samples(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     raise UsageError(message("calibration input", name, list(array.shape), need, fix))
 
 
-def _read_archive(path: Path) -> Feeds:
-    loaded = _load(path)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        fix = "save it with np.savez(file, name=array)"
-        raise UsageError(message("file", str(path), "one array", "an .npz file", fix))
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
-
-
 def _read(path: Path) -> Array:
     loaded = _load(path)
     if not isinstance(loaded, np.ndarray):
@@ -144,10 +140,10 @@ def _read(path: Path) -> Array:
 def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         found = getattr(error, "strerror", None) or "no NumPy data"
-        fix = "save it with np.savez(file, name=array)"
-        raise UsageError(message("file", str(path), found, "an .npz or .npy file", fix)) from error
+        fix = "save it with np.save(file, array)"
+        raise UsageError(message("file", str(path), found, "an .npy file", fix)) from error
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:

@@ -98,7 +98,10 @@ def prune(
         raise UsageError(message("recipe", recipe.method, "no calibration", "feeds", fix))
     if (masks is not None) != (recipe.method == MASKS):
         found = "no masks" if masks is None else "masks"
-        need, fix = "masks exactly for the recipe masks", "pass masks= or another recipe"
+        need = "masks exactly for the recipe masks"
+        fix = (
+            "pass masks= (--masks FILE), or another recipe" if masks is None else "drop one of them"
+        )
         raise UsageError(message("recipe", str(recipe), found, need, fix))
     if recipe.permute:
         model = permute(model, recipe.structure.n, recipe.structure.m, feeds).model

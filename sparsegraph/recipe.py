@@ -13,7 +13,7 @@ from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
 from sparsegraph.criteria.structure import INPUTS, OUTPUTS, Structure
 from sparsegraph.criteria.table import CRITERIA, GRADIENTS, NOTHING, SENSITIVITY, Criterion
 from sparsegraph.errors import UsageError, message
-from sparsegraph.layers import Layer, unfolded, weighted
+from sparsegraph.layers import Layer, recurrent, unfolded, weighted
 
 MASKS = "masks"  # no criterion: masks come from outside
 OPTIMISE = "optimise first: `sparsegraph optimize model.onnx -o folded.onnx`, or sg.optimize"
@@ -179,7 +179,8 @@ def _structure(text: str, method: str, amount: str, axis: str) -> Structure:
     match = _AMOUNT.fullmatch(amount)
     if match is None:
         fix = f"write {_FORM}"
-        raise UsageError(message("recipe", text, f"amount '{amount}'", "a share or N:M", fix))
+        found = f"amount '{amount}'" if amount else "no amount"
+        raise UsageError(message("recipe", text, found, "a share or N:M", fix))
     rows, columns = int(match["rows"] or 1), int(match["columns"] or 1)
     n, m = int(match["n"] or 0), int(match["m"] or 0)
     if match["m"] is not None and not 0 < n < m:
@@ -227,6 +228,7 @@ def select(model: ir.Model, recipe: Recipe) -> tuple[list[Layer], list[tuple[str
             chosen.append(layer)
     hidden = unfolded(model)
     skipped += [(name, f"its weight is computed: {OPTIMISE}") for name in hidden]
+    skipped += [(name, "recurrent: only the recipe masks prunes it") for name in recurrent(model)]
     if not chosen:
         found = f"no layer to prune among {len(skipped)}"
         need, fix = "at least one", "widen layers= or narrow ignore="

@@ -76,7 +76,7 @@ class Alone:
     ) -> None:
         if not feeds:
             fix = "pass calibration (--calibration FILE.npz)"
-            raise UsageError(message("scan", str(recipe), "no calibration", "feeds", fix))
+            raise UsageError(message("calibration", str(recipe), "no feeds", "at least one", fix))
         self._model, self._copy, self._feeds = model, model.clone(), feeds
         self._recipe = replace(recipe, sequential=False, compensate=False)
         self._chosen = select(self._copy, recipe)[0]

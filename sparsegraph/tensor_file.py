@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ _DTYPES = {
     "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
 _LARGEST_HEADER = 100 << 20  # the limit of the format's own reader
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, EOFError, struct.error)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
 
 
 def read_arrays(path: str | Path) -> dict[str, Array]:
@@ -32,7 +36,10 @@ def read_arrays(path: str | Path) -> dict[str, Array]:
     path = Path(path)
     try:
         return _safetensors(path) if path.suffix == ".safetensors" else _npz(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, struct.error) as error:
+    except _DAMAGED as error:
+        found, fix = f"an archive that is damaged ({error})", "save or copy it again"
+        raise UsageError(message("file", str(path), found, "a whole one", fix)) from error
+    except _MALFORMED as error:
         found = getattr(error, "strerror", None) or str(error) or type(error).__name__
         need, fix = "an .npz or .safetensors file", "save it with np.savez(file, name=array)"
         raise UsageError(message("file", str(path), found, need, fix)) from error
@@ -46,7 +53,16 @@ def _npz(path: Path) -> dict[str, Array]:
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise ValueError("one array")
     with loaded:
-        return {name: loaded[name] for name in loaded.files}
+        return {name: _plain(loaded, name) for name in loaded.files}
+
+
+def _plain(archive: Any, name: str) -> Array:
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(f"Python objects in '{name}'") from error
 
 
 def _safetensors(path: Path) -> dict[str, Array]:

@@ -123,10 +123,19 @@ class Walk:
             found, need, fix = "no rows", "at least one", "pass feeds that are not all padding"
             raise UsageError(message("calibration", str(data.name), found, need, fix))
         if not measured.is_finite:
-            found, need = "NaN, infinite or huge values", "finite ones on all calibration feeds"
+            found = f"NaN, infinite or huge values{self._culprit(group[0], residual)}"
+            need = "finite ones on all calibration feeds"
             fix = "correct the feeds, or leave the layers that read it out with ignore="
             raise UsageError(message("calibration", str(data.name), found, need, fix))
         return measured
+
+    def _culprit(self, layer: Layer, residual: ir.Value | None) -> str:
+        """Which feed is to blame, and which of its inputs; empty if only sums are too large."""
+        for at, feed in enumerate(self.feeds):
+            if not all(np.isfinite(rows).all() for rows in self._rows(at, layer, residual)):
+                inputs = [n for n, x in feed.items() if x.dtype.kind == "f" and np.isnan(x).any()]
+                return f" in feed {at}" + "".join(f" (its input {n} has NaN)" for n in inputs)
+        return ""
 
     def _rows(self, feed: int, layer: Layer, residual: ir.Value | None) -> tuple[Array, ...]:
         """Matching rows of one feed: inputs now, inputs before, change of the residual."""

@@ -207,6 +207,11 @@ def test_other_budgets_and_machines_are_predicted() -> None:
         assert f"{found.plan.n_bytes / 1e6:.3g} MB" in found.summary()
 
 
+def test_a_time_on_another_machine_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match=r"'1ms': found a time on cortex-m55.*Fix: write 0.5x"):
+        prune_within(encoder(), "wanda", feeds(), {"latency": "1ms"}, target="cortex-m55")
+
+
 def test_a_budget_needs_no_share_of_zeros() -> None:
     limits = {"flops": "0.5x"}
     plans = [

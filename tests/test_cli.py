@@ -344,6 +344,8 @@ def test_missing_calibration(model_file: Path) -> None:
     assert "calibration" in refused(*args, code=USAGE)
     np.savez("data.npz", z=np.zeros((4, BATCH, INPUTS), np.float32))
     assert "add an array named x" in refused(*args, "--calibration", "data.npz", code=USAGE)
+    np.savez("data.npz", x=np.zeros((0, BATCH, INPUTS), np.float32))
+    assert "found no samples" in refused(*args, "--calibration", "data.npz", code=USAGE)
     np.savez("data.npz", x=np.zeros((4, 3), np.float32))
     assert "[4, 3]" in refused(*args, "--calibration", "data.npz", code=USAGE)
     Path("data.npz").write_bytes(b"no archive")

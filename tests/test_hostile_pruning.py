@@ -41,14 +41,14 @@ def spoilt(value: float) -> list[dict[str, np.ndarray]]:
 
 
 BAD = [
-    (spoilt(np.nan), "'x': found NaN, infinite or huge values"),
-    (spoilt(np.inf), "'x': found NaN, infinite or huge values"),
+    (spoilt(np.nan), r"'x': found NaN, infinite or huge values in feed 1 \(its input x has NaN\),"),
+    (spoilt(np.inf), "'x': found NaN, infinite or huge values in feed 1,"),
     (spoilt(3e38), "'x': found NaN, infinite or huge values"),
     ([{"x": numbers(4, 25)}], r"'x': found shape \[4, 25\], need \[4, 24\].*feed 0"),
     ([{"x": numbers(24)}], r"'x': found shape \[24\]"),
     ([{"x": numbers(4)}], r"'x': found shape \[4\]"),
     ([*good(), {"x": numbers(7, 24)}], r"found shape \[7, 24\].*feed 3"),
-    ([{"x": numbers(4, 24).astype(np.float64)}], "found float64, need float32"),
+    ([{"x": numbers(4, 24).astype(np.float64)}], r"found float64, need float32.*astype\(float32\)"),
     ([{"x": np.ones((4, 24), int)}], "found int64, need float32"),
     ([{"x": np.full((4, 24), "a")}], "need float32"),
     ([{"x": np.full((4, 24), None)}], "found object, need float32"),
@@ -121,6 +121,7 @@ def test_feeds_of_padding_alone_are_refused() -> None:
     [
         ("magnitude:1", "found 1.0, need 0 <= share < 1"),
         ("magnitude:nan", "amount 'nan'"),
+        ("magnitude", "found no amount, need a share or N:M"),
         ("magnitude:-0.5", "amount '-0.5'"),
         ("magnitude:1:99999999999", "found 99999999999, need groups"),
         ("magnitude:0.5:1x99999999999", "found 99999999999, need groups"),
@@ -133,6 +134,15 @@ def test_feeds_of_padding_alone_are_refused() -> None:
 def test_nonsense_recipes_are_refused(text: str, found: str) -> None:
     with pytest.raises(UsageError, match=found):
         prune(mlp(), text, good())
+
+
+def test_recurrent_nodes_are_named_among_what_is_left_alone() -> None:
+    text = """g (float[5,1,24] x) => (float[5,1,16] y) {
+        w = Identity(v)  h, last = RNN<hidden_size = 16>(x, w, r)  f = Squeeze(h)
+        n = Constant<value = int64[1] {1}>()  u = Unsqueeze(f, n)  y = MatMul(u, a) }"""
+    model = parse(text, v=weight(1, 16, 24), r=weight(1, 16, 16), a=weight(16, 16))
+    pruned = prune(model, "magnitude:0.5")
+    assert pruned.skipped == (("RNN_1", "recurrent: only the recipe masks prunes it"),)
 
 
 def test_one_way_to_say_lamp_is_no_contradiction() -> None:

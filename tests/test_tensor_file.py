@@ -1,6 +1,8 @@
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -33,7 +35,31 @@ def test_arrays_come_back(tmp_path: Path, suffix: str) -> None:
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.array([{"no": "data"}], dtype=object))
-    with pytest.raises(UsageError, match=r"need an \.npz or \.safetensors"):
+    found = r"found Python objects in 'a', need an \.npz or \.safetensors"
+    with pytest.raises(UsageError, match=found):
+        read_arrays(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("harm", ["cut", "flipped"])
+def test_a_damaged_archive_is_told_from_another_kind_of_file(
+    tmp_path: Path, save: Callable[..., None], harm: str
+) -> None:
+    path = tmp_path / "x.npz"
+    save(path, a=np.random.default_rng(3).normal(size=4000))
+    raw = bytearray(path.read_bytes())
+    if harm == "flipped":
+        raw[1000:1100] = bytes(x ^ 0x55 for x in raw[1000:1100])
+    path.write_bytes(raw[: len(raw) // 2] if harm == "cut" else raw)
+    with pytest.raises(UsageError, match=r"found an archive that is damaged .*save or copy it"):
+        read_arrays(path)
+
+
+def test_a_header_that_promises_more_than_memory_is_refused(tmp_path: Path) -> None:
+    head = {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}
+    with ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+    with pytest.raises(UsageError, match=r"found an archive that is damaged .*allocate"):
         read_arrays(tmp_path / "x.npz")
 
 

@@ -18,7 +18,7 @@ _UNITS = {
     SIZE: {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
     FLOPS: {"M": 5e5, "G": 5e8, "T": 5e11},  # one multiply-add is two
 }
-_SHOWN = {LATENCY: (1.0, "ms"), SIZE: (1e6, "MB"), FLOPS: (5e8, "G")}
+_SHOWN = {LATENCY: ("ms",), SIZE: ("MB", "kB"), FLOPS: ("G", "M")}
 N_POINTS = 8  # of the trade-off
 
 
@@ -125,5 +125,7 @@ def cost(option: Option, kind: str) -> float:
 
 
 def _text(kind: str, amount: float) -> str:
-    unit, name = _SHOWN[kind]
+    """The amount in the largest unit of which it is at least a tenth."""
+    units = [(name, _UNITS[kind][name]) for name in _SHOWN[kind]]
+    name, unit = next((u for u in units if amount >= u[1] / 10), units[-1])
     return f"{amount / unit:.3g} {name}"

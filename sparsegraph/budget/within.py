@@ -73,7 +73,7 @@ class Within:
         columns = ["predicted ms", "MB of weights", "G multiply-adds", "density", "predicted loss"]
         rows: list[list[object]] = [
             [p.ms, p.n_bytes / 1e6, p.macs / 1e9, p.density, p.loss]
-            for p in sorted([*self.trade_off, self.plan], key=lambda p: -p.ms)
+            for p in sorted([*self.trade_off, self.plan], key=lambda p: p.loss)
         ]
         return columns, rows
 
@@ -94,7 +94,8 @@ def prune_within(
     `recipe` says how; its share of zeros does not count, and `wanda` alone will do. How far losses
     of single layers can be trusted is tried on whole models: see `sparsegraph.budget.trust`.
     `latency` holds for a compiled model that was timed here (by `time`, if given) where the target
-    runs on this machine; on others, and for `size` and `flops`, the predictions of the table count.
+    runs on this machine; on others, where it has to be a share, and for `size` and `flops`, the
+    predictions of the table count.
     `max-drop` holds for the loss measured on the first 8 feeds; what is fastest within it is judged
     by times in place.
     Raises UsageError for anything but one limit, BudgetError when it is out of reach.
@@ -106,13 +107,17 @@ def prune_within(
     feeds, ((kind, text),) = checked(model, calibration), limits.items()
     budget = None if kind == DROP else Budget.parse(kind, text)
     most = _share(text) if budget is None else 0.0
+    own = targets.get(target)
+    is_timed = targets.runs_here(own)
+    if budget is not None and budget.kind == LATENCY and not (is_timed or budget.is_share):
+        need, fix = "a share of the dense time, as this machine cannot time it", "write 0.5x"
+        raise UsageError(message("--latency", text, f"a time on {target}", need, fix))
     report = progress or silent
     table = tabulate(
         model, recipe, feeds, target=target, loss=loss,
         progress=lambda done, n, _: report("measure layers", done, n),
     )  # fmt: skip
-    own = targets.get(target)
-    clock = (time or timer(own, feeds[0])) if targets.runs_here(own) else None
+    clock = (time or timer(own, feeds[0])) if is_timed else None
 
     def on_run(n: int) -> Callable[[int, Timing], None]:
         return lambda done, _: report("compile and time", done, n)
