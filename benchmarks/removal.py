@@ -51,9 +51,9 @@ class Masked:
     they do not, and two things come out of rounding:
 
     - Detectors see nothing (logits of -5 to -17), and ONNX Runtime's Sigmoid is right to 1e-7 of
-      one, not of its value. `first` then says how few digits such a probability has. `error` is
-      therefore taken with Sigmoids as 1 / (1 + exp(-x)) where it would be above the bar, in float32
-      and by ONNX Runtime as well.
+      one, not of its value. `first` then says how few digits such a probability has. All others
+      are therefore taken with Sigmoids as 1 / (1 + exp(-x)) where they would be above the bar, in
+      float32 and by ONNX Runtime as well.
     - Recognisers may end in a Softmax over logits of thousands, where neighbouring float32 numbers
       are 1e-3 apart. ONNX Runtime sums in blocks, whose borders move when channels go. `ordered`
       sums one by one: exact zeros then change no bit, so it is 0 if and only if nothing but the
@@ -116,15 +116,18 @@ def drawn(
         true_got, true_want = double.run(smaller, feed), double.run(hidden, feed)
         ordinary = error <= BOUND
         found.append(Draw(
-            error, compare(true_got, true_want), rounded(want, true_want), rounded(got, true_got),
+            error, compare(true_got, true_want),
+            rounded(hidden, feed, want, true_want), rounded(smaller, feed, got, true_got),
             0.0 if ordinary else compare(ordered.run(smaller, feed), ordered.run(hidden, feed)),
         ))  # fmt: skip
     return found
 
 
-def rounded(found: Outputs, truth: Outputs) -> float:
-    """Distance of float32 outputs from those in float64."""
-    return compare({k: v.astype(truth[k].dtype) for k, v in found.items()}, truth)
+def rounded(model: ir.Model, feed: Feed, found: Outputs, truth: Outputs) -> float:
+    """Distance of float32 outputs from those in float64, with precise Sigmoids above BOUND."""
+    error = compare({k: v.astype(truth[k].dtype) for k, v in found.items()}, truth)
+    narrow = {k: v.astype(found[k].dtype) for k, v in truth.items()}
+    return disagreement(feed, BOUND, lambda _: narrow, model, error)
 
 
 def pair(model: ir.Model, policy: Policy, gone: NDArray[np.bool_]) -> tuple[ir.Model, ir.Model]:

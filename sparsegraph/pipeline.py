@@ -210,12 +210,26 @@ class Judge:
             error = compare(session.run(feed), want)
             error = disagreement(feed, limit, after, self._reference, error)
             if error > limit or (not step.exact and np.isinf(error)):
-                _fail(step, before, feed, error, bound, folder)
+                self._decide(step, before, after, feed, want, error, bound, folder)
             worst = max(worst, error)
         if not step.exact:
             self._reference = after
             self._cases = [(f, session.run(f), b) for f, _, b in self._cases]
         return worst
+
+    def _decide(
+        self, step: Pass, before: ir.Model, after: ir.Model, feed: Feed, want: Outputs,
+        error: float, bound: float, folder: Path | None,
+    ) -> None:  # fmt: skip
+        """Raise VerifyError unless the tolerance holds in float64 and float32 explains the rest.
+
+        The nudge behind a bound cannot tell how a model rounds where its inputs are zeros.
+        """
+        from sparsegraph import double
+
+        look = double.look(after, self._reference, feed, want) if step.exact else None
+        if look is None or look.exact > tolerance(want) or not look.explains(error):
+            _fail(step, before, feed, error, bound, folder)
 
 
 def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:

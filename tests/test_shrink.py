@@ -12,9 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import sparsegraph as sg
-from sparsegraph import double
 from sparsegraph.cli import app
-from sparsegraph.errors import UnsupportedError, UsageError, VerifyError
+from sparsegraph.errors import UsageError, VerifyError
 from sparsegraph.graph import weight_bytes
 from sparsegraph.shrink import n_macs, shrink
 from sparsegraph.structure import balance, cut, multiples
@@ -219,52 +218,6 @@ def test_a_wrong_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut, "apply", wrong)
     with pytest.raises(VerifyError, match="shrunk model"):
         shrink(chain(), 0.5)
-
-
-STEEP = """g (float[2048,48] x) => (float[2048,8] y) {
-    h = MatMul(x, w)  r = Relu(h)  z = MatMul(r, v)  y = Softmax(z) }"""
-
-
-def steep() -> ir.Model:
-    """Logits of thousands before a Softmax: float32 moves its outputs by more than 1e-4."""
-    return parse(STEEP, w=weight(48, 600), v=weight(600, 8) * 100)
-
-
-def test_what_float32_cannot_tell_is_proved_in_float64() -> None:
-    done = shrink(steep(), 0.7)
-    assert done.proof is not None
-    assert done.proof.error > 1e-4
-    assert done.proof.exact is not None
-    assert done.proof.exact <= 1e-10
-    assert done.facts()["error_in_float64"] == done.proof.exact
-    assert "in float64" in done.summary()
-
-
-def test_a_wrong_cut_below_the_rounding_of_float32_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    right = cut.apply
-
-    def wrong(analysis: object, gone: np.ndarray) -> None:
-        right(analysis, gone)  # type: ignore[arg-type]
-        value = analysis.graph.initializers["v"]  # type: ignore[attr-defined]
-        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1 + 1e-6), name="v")
-
-    monkeypatch.setattr(cut, "apply", wrong)
-    with pytest.raises(VerifyError, match=r"in float64, need at most 1\.0e-06"):
-        shrink(steep(), 0.7)
-
-
-def test_without_an_evaluator_the_bound_of_float32_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(model: ir.Model, feed: object) -> None:
-        raise UnsupportedError("no such operator")
-
-    monkeypatch.setattr(double, "run", missing)
-    done = shrink(steep(), 0.7)
-    assert done.proof is not None
-    assert done.proof.exact is None
-    assert done.proof.error > 1e-4
-    assert "float64" not in done.summary()
 
 
 def test_a_group_prints_how_its_units_hang_together() -> None:

@@ -1,20 +1,16 @@
 """The structure benchmark: topologies are what they say, rows survive the file, ratios."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from scipy import special
 
 from benchmarks import lettering, ordered, removal, structure
 from benchmarks.zoo import decoder, swin, tagger, unet, yolox
 from benchmarks.zoo.counts import macs, parameters
-from sparsegraph import double
 from sparsegraph.capture import load
-from sparsegraph.errors import UnsupportedError
 from sparsegraph.structure.ties import Policy
 from sparsegraph.verify import Session, compare, feeds_for
 from tests.passes.check import parse, weight
@@ -97,59 +93,6 @@ def test_cutting_something_else_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     row = removal.cut_against_mask("softmax", steep(), Policy())
     assert row.error < 3 * row.rounding, "float32 alone does not tell"
     assert min(row.exact, row.ordered) > 1e-6
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "y = Conv<pads=[1,0,2,1], strides=[2,1], dilations=[1,2], group=2>(x, w)",
-        'y = Conv<auto_pad="SAME_UPPER", strides=[2,2], group=2>(x, w)',
-        'y = Conv<auto_pad="SAME_LOWER", strides=[2,2], group=2>(x, w)',
-        "y = MaxPool<kernel_shape=[3,2], strides=[2,2], pads=[1,0,1,0], ceil_mode=1>(x)",
-        "y = Erf(x)",
-        "y = LRN<size=3, alpha=0.5>(x)",
-        "y = LRN<size=5, alpha=0.5>(x)",
-        'y = Resize<coordinate_transformation_mode="asymmetric">(x, , scales)',
-        """y = Resize<coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor">(x, , scales)""",
-        "y = Resize(x, , scales)",
-        "y = Cast<to=1>(x)",
-    ],
-)
-def test_double_precision_agrees_with_onnx_runtime(body: str) -> None:
-    arrays = {"w": weight(6, 2, 3, 3), "scales": np.array([1, 1, 2, 3], np.float32)}
-    used = {name: array for name, array in arrays.items() if f"{name})" in body}
-    model = parse(f"g (float[2,4,7,8] x) => (float[n,c,h,w2] y) {{ {body} }}", **used)
-    feed = feeds_for(model, 2)[1]
-    (want,), (got,) = Session(model).run(feed).values(), double.run(model, feed).values()
-    assert got.dtype == np.float64
-    assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
-
-
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
-        ("y = Erf(x)", lambda x, y: y - special.erf(x)),
-        ("y = Gelu(x)", lambda x, y: y - x * special.ndtr(x)),
-        (
-            'y = Gelu<approximate="tanh">(x)',
-            lambda x, y: y - x * special.expit((x + 0.044715 * x**3) * np.sqrt(8 / np.pi)),
-        ),
-    ],
-)
-def test_double_precision_of_what_the_evaluator_rounds(
-    body: str, error: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> None:
-    model = parse(f"g (float[4,7] x) => (float[4,7] y) {{ {body} }}")
-    feed = feeds_for(model, 2)[1]
-    assert np.abs(error(feed["x"].astype(np.float64), double.run(model, feed)["y"])).max() <= 1e-15
-
-
-def test_double_precision_refuses_what_it_does_not_know() -> None:
-    text = 'g (float[1,4,8,8] x) => (float[1,4,12,12] y) { y = Resize<mode="cubic">(x, , scales) }'
-    model = parse(text, scales=np.array([1, 1, 1.5, 1.5], np.float32))
-    with pytest.raises(UnsupportedError, match="cubic"):
-        double.run(model, feeds_for(model, 2)[1])
 
 
 def test_a_page_is_dark_strokes_on_white() -> None:
