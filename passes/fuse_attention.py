@@ -346,7 +346,7 @@ def _reshape(value: ir.Value, shape: tuple[int, ...], build: Builder) -> ir.Valu
 
 
 def _additive(found: Found, build: Builder) -> ir.Value:
-    """The mask as float, finite where clamped, with as many dimensions as Attention wants."""
+    """The mask as float, finite where clamped."""
     mask = found.mask
     assert mask is not None
     assert found.q.dtype is not None
@@ -365,7 +365,7 @@ def _additive(found: Found, build: Builder) -> ir.Value:
     elif mask.clamp:
         floor = build.constant(np.array(FLOOR, dtype), f"{build.hint}_floor")
         value = build.op("Max", [value, floor], like=value)
-    return _padded(value, rank, build)
+    return value
 
 
 def _unexpanded(value: ir.Value) -> ir.Value:
@@ -404,16 +404,6 @@ def _constant_mask(
     if array.ndim == 3:
         array = array[None]
     return build.constant(array, f"{mask.value.name}_mask", mask.value)
-
-
-def _padded(value: ir.Value, rank: int, build: Builder) -> ir.Value:
-    """The mask with two or four dimensions."""
-    shape = _shape(value)
-    lead = shape[:-2]
-    if (rank == 3 and len(shape) == 3) or len(lead) == 1:
-        lead = (1, *lead)
-    padded = (*lead, *(1,) * (2 - len(shape)), *shape[-2:])
-    return value if padded == shape else _reshape(value, padded, build)
 
 
 def _spread(value: ir.Value, found: Found, build: Builder) -> ir.Value:

@@ -29,7 +29,7 @@ from sparsegraph.structure.edges import Gathered
 from sparsegraph.structure.groups import Group, groups
 from sparsegraph.structure.moved import Moved
 from sparsegraph.structure.multiples import MEASURED, fastest
-from sparsegraph.structure.proof import Distance, prove
+from sparsegraph.structure.proof import FOLDED, Distance, prove
 from sparsegraph.structure.ties import Analysis, Policy, analyse
 from sparsegraph.verify import Feed, Session, compare, feeds_for
 
@@ -290,7 +290,7 @@ def _choose_inputs(model: ir.Model, share: float) -> tuple[ir.Model, Gathered, D
     smaller = zeroed.clone()
     RemoveDeadChannels().run(smaller, Fuel())
     gathered = edges.gather(smaller)
-    return smaller, gathered, prove(smaller, zeroed, model)
+    return smaller, gathered, prove(smaller, zeroed, model, FOLDED)
 
 
 def _moves_statistics(analysis: Analysis, gone: NDArray[np.bool_]) -> bool:
