@@ -257,7 +257,7 @@ def test_the_scan_matches_pruning_one_layer() -> None:
 
 
 def test_a_scan_needs_feeds() -> None:
-    with pytest.raises(UsageError, match="no calibration"):
+    with pytest.raises(UsageError, match="no feeds"):
         scan(encoder(), "magnitude:0.5", [])
 
 

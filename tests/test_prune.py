@@ -210,7 +210,7 @@ def test_recipe_text() -> None:
     ("text", "found"),
     [
         ("magic:0.7", "method 'magic'"),
-        ("wanda", "amount ''"),
+        ("wanda", "no amount"),
         ("wanda:70%", "amount '70%'"),
         ("wanda:1.0", "found 1.0"),
         ("wanda:4:4", "found 4:4"),
