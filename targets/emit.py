@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,39 @@ def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     if len(lanes) == 1 and all("x" not in str(v.ty) for v in vectors):
         return vectors[lanes[0]]  # TVM 0.27 makes of it an undefined value
     return T.Shuffle(list(vectors), [const(i, "int32") for i in lanes])
+
+
+_lookup_lanes: ContextVar[int] = ContextVar("lookup_lanes", default=0)
+
+
+@contextmanager
+def with_lookups(lanes: int) -> Iterator[None]:
+    """Code for a machine with an instruction behind `look_up` for vectors of `lanes`; 0: none."""
+    token = _lookup_lanes.set(lanes)
+    try:
+        yield
+    finally:
+        _lookup_lanes.reset(token)
+
+
+def looks_up(lanes: int) -> bool:
+    """True if `look_up` is one instruction for vectors of `lanes`."""
+    return lanes == _lookup_lanes.get() > 0
+
+
+def look_up(table: Sequence[float], index: Expr) -> Expr:
+    """table[index & 7] for a vector of int32, of which `index & 8` is 0; the table has 8 numbers.
+
+    Raises:
+        KeyError: a number of lanes without such an instruction; ask `looks_up`.
+    """
+    lanes = int(str(index.ty).partition("x")[2])
+    numbers = [const(float(table[i % 8])) for i in range(lanes)]
+    values = shuffle(numbers, range(lanes))
+    return T.call_llvm_pure_intrin(f"float32x{lanes}", _LOOKUPS[lanes], values, index)
+
+
+_LOOKUPS = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}
 
 
 class Cell:

@@ -33,7 +33,8 @@ def prim_func(kernel: Kernel, target: Target, symbol: str | None = None) -> Any:
     body = kernel.body(target)
     if target.output == "ptx":
         body = _one_item(body)
-    return emit.build(symbol or kernel.name, kernel.params, body)
+    with emit.with_lookups(target.lookup_lanes):
+        return emit.build(symbol or kernel.name, kernel.params, body)
 
 
 def _one_item(body: Any) -> Any:

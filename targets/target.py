@@ -138,6 +138,12 @@ class Target:
         """
         return max(self.lanes, self.index_unit, 2)
 
+    @property
+    def lookup_lanes(self) -> int:
+        """Lanes that one instruction looks up in a table of 8 (`emit.look_up`); 0: none does."""
+        has = self.arch == "x86_64" and self.output in ("library", "bare") and self.has("avx2")
+        return self.lanes if has else 0
+
     def has(self, feature: str) -> bool:
         """True if generated code may use `feature`."""
         return feature in self.features or feature in self.extra_features

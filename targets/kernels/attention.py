@@ -10,17 +10,19 @@ that the exponential is 2^x. Source of the operator: ONNX Attention (opset 23).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit
-from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
+from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import math
-from sparsegraph.targets.kernels.vectors import in_groups
+from sparsegraph.targets.kernels.vectors import in_groups, unrolled
 from sparsegraph.targets.target import Target
 
 _LOWEST = -2e30  # scores below are masked: a row of them gives zeros, as in ONNX Runtime
 _SMALLEST = 1e-30  # a sum with one key that is not masked is at least 1
+_UNROLLED = 4  # steps of a product at once: 1 % faster
 _SCORES_BYTES = 16 << 10  # of one chunk; 8 to 28 KB are equally fast
 
 Visit = Callable[[Expr, int], None]
@@ -76,15 +78,15 @@ class Attention:
         return max(1, _SCORES_BYTES // (4 * self.block * self.key_block))
 
     def scratch_bytes(self, depth: int) -> int:
-        """Scores of one chunk, its queries, and per query two maxima, sum and factor."""
-        return 4 * self.block * (self.chunk * self.key_block + depth + 4)
+        """Scores of one chunk, its queries, and per query two maxima, sum, its inverse, factor."""
+        return 4 * self.block * (self.chunk * self.key_block + depth + 5)
 
     def body(self, target: Target) -> Any:
         return lambda **args: _Emitter(self, args).run()
 
 
 class _Emitter:
-    """Rows of scratch: `queries` [depth], `top`, `sum`, `factor`, `peak`, then the scores."""
+    """Rows of scratch: queries [depth], `top`, `sum`, `inverse`, `factor`, `peak`, the scores."""
 
     def __init__(self, spec: Attention, args: dict[str, Expr]) -> None:
         self.spec, self.a = spec, args
@@ -93,8 +95,8 @@ class _Emitter:
         a, spec = self.a, self.spec
         per_image = bind(a["heads"] * a["tiles"])
         self.top = bind(a["depth"] * spec.block)
-        rows = (bind(self.top + i * spec.block) for i in range(1, 5))
-        self.sum, self.factor, self.peak, self.weights = rows
+        rows = (bind(self.top + i * spec.block) for i in range(1, 6))
+        self.sum, self.inverse, self.factor, self.peak, self.weights = rows
         self.key_tiles = bind(emit.divide(a["keys"] + (spec.key_block - 1), spec.key_block))
         with loop(a["begin"], a["end"]) as item:
             self.image = bind(emit.divide(item, per_image))
@@ -107,14 +109,15 @@ class _Emitter:
                 base[p] = base[p] + self.tile * a[f"{p}_tile"]
             self.base = {p: bind(at) for p, at in base.items()}
             self.start()
-            with loop(0, emit.divide(self.key_tiles + (spec.chunk - 1), spec.chunk)) as chunk:
+            n_chunks = bind(emit.divide(self.key_tiles + (spec.chunk - 1), spec.chunk))
+            with loop(0, n_chunks) as chunk:
+                self.is_first, self.is_last = chunk == 0, chunk == n_chunks - 1
                 self.first = bind(chunk * spec.chunk)
                 tiles = emit.minimum(const(spec.chunk, "int32"), self.key_tiles - self.first)
                 self.n_tiles = bind(tiles)
                 self.scores()
                 self.softmax()
                 self.values()
-            self.finish()
 
     def spans(self, visit: Visit, span: int | None = None) -> None:
         """visit(first vector, vectors) for parts of at most `span` vectors, as even as possible."""
@@ -142,7 +145,7 @@ class _Emitter:
         return load(self.a["scratch"], index, self.spec.lanes)
 
     def start(self) -> None:
-        """Scaled queries; no maximum, no sum, no result yet."""
+        """Scaled queries; no maximum, no sum yet."""
         a, lanes, block = self.a, self.spec.lanes, self.spec.block
         scale = bind(splat(a["scale"] * const(math.LOG2_E), lanes))
         with loop(0, a["depth"]) as d:
@@ -150,9 +153,6 @@ class _Emitter:
             self.each_query_vector(
                 lambda v: self.put(d * block + v, load(a["q"], at + v, lanes) * scale)
             )
-        with loop(0, a["value_depth"]) as d:
-            to = bind(self.base["y"] + d * a["y_row"])
-            self.each_query_vector(lambda v: store(a["y"], self.constant(0.0), to + v, lanes))
 
         def clear(v: Expr) -> None:
             self.put(self.top + v, self.constant(_LOWEST * math.LOG2_E))
@@ -190,13 +190,16 @@ class _Emitter:
             for v, cell in enumerate(cells):
                 cell.set(masks(v))
         key = bind(at + j)
-        with loop(0, a["depth"]) as d:
+
+        def feature(d: Expr) -> None:
             here, k_row = bind(d * block + side), bind(key + d * a["k_row"])
             multiply_add(
                 acc,
                 lambda r: splat(load(a["k"], k_row + r), lanes),
                 lambda v: self.get(here + v * lanes),
             )
+
+        unrolled(a["depth"], _UNROLLED, feature)
         to = bind(self.weights + (row + j) * block + side)
         for r, cells in enumerate(acc):
             for v, cell in enumerate(cells):
@@ -222,7 +225,7 @@ class _Emitter:
         return lambda v: load(a["mask"], at + v * lanes, lanes) * self.constant(math.LOG2_E)
 
     def softmax(self) -> None:
-        """weights = 2^(weights - top), their sums, and the factor for what came before."""
+        """weights = 2^(weights - top), 1 / their sum, and the factor for what came before."""
         spec, lanes = self.spec, self.spec.lanes
         count = emit.minimum(
             self.n_tiles * spec.key_block, self.a["keys"] - self.first * spec.key_block
@@ -245,12 +248,15 @@ class _Emitter:
                 factor = math.hold(math.exp2_negative(self.get(self.top + s) - top))
                 self.put(self.factor + s, factor)
                 self.put(self.top + s, top)
-                self.put(self.sum + s, self.get(self.sum + s) * factor + total.get())
+                summed = math.hold(self.get(self.sum + s) * factor + total.get())
+                self.put(self.sum + s, summed)
+                safe = emit.maximum(summed, self.constant(_SMALLEST))
+                self.put(self.inverse + s, self.constant(1.0) / safe)
 
         self.spans(columns, 2)
 
     def values(self) -> None:
-        """y[d, :] = y[d, :] * factor + sum_j v[d, j] weights[j, :]."""
+        """y[d, :] = y[d, :] * factor + sum_j v[d, j] weights[j, :], at last times `inverse`."""
         self.spans(
             lambda span, n: in_groups(
                 self.a["value_depth"],
@@ -263,43 +269,42 @@ class _Emitter:
         a, lanes, block = self.a, self.spec.lanes, self.spec.block
         side = bind(span * lanes)
         to = bind(self.base["y"] + first * a["y_row"] + side)
-        factors = [bind(self.get(self.factor + side + v * lanes)) for v in range(n)]
         acc = [[Cell("float32", lanes) for _ in range(n)] for _ in range(group)]
-        for r, cells in enumerate(acc):
-            for v, cell in enumerate(cells):
-                cell.set(load(a["y"], to + r * a["y_row"] + v * lanes, lanes) * factors[v])
+        with emit.choose(self.is_first) as (then, otherwise):
+            with then:
+                for cell in chain.from_iterable(acc):
+                    cell.set(self.constant(0.0))
+            with otherwise:
+                factors = self.row(self.factor + side, n)
+                for r, cells in enumerate(acc):
+                    for v, cell in enumerate(cells):
+                        cell.set(load(a["y"], to + r * a["y_row"] + v * lanes, lanes) * factors[v])
         row = bind(self.base["v"] + first * a["v_row"])
         with loop(0, self.n_tiles) as t:
             at = bind(row + (self.first + t) * a["v_tile"])
             line = bind(self.weights + t * self.spec.key_block * block + side)
-            with loop(0, self.tile_keys(t)) as j:
+
+            def key(j: Expr) -> None:
                 here = bind(line + j * block)
                 multiply_add(
                     acc,
                     lambda r: splat(load(a["v"], at + r * a["v_row"] + j), lanes),
                     lambda v: self.get(here + v * lanes),
                 )
+
+            unrolled(self.tile_keys(t), _UNROLLED, key)
+        with when(self.is_last):
+            inverses = self.row(self.inverse + side, n)
+            for cells in acc:
+                for cell, inverse in zip(cells, inverses):
+                    cell.set(cell.get() * inverse)
         for r in range(group):
             for v in range(n):
                 store(a["y"], acc[r][v].get(), to + r * a["y_row"] + v * lanes, lanes)
 
-    def finish(self) -> None:
-        """y / sum."""
-        a, lanes = self.a, self.spec.lanes
-
-        def invert(v: Expr) -> None:
-            safe = emit.maximum(self.get(self.sum + v), self.constant(_SMALLEST))
-            self.put(self.factor + v, self.constant(1.0) / safe)
-
-        self.each_query_vector(invert)
-        with loop(0, a["value_depth"]) as d:
-            to = bind(self.base["y"] + d * a["y_row"])
-
-            def scale(v: Expr) -> None:
-                inverse = self.get(self.factor + v)
-                store(a["y"], load(a["y"], to + v, lanes) * inverse, to + v, lanes)
-
-            self.each_query_vector(scale)
+    def row(self, at: Expr, n: int) -> list[Expr]:
+        """`n` vectors of a row of scratch."""
+        return [bind(self.get(at + v * self.spec.lanes)) for v in range(n)]
 
 
 def multiply_add(acc: list[list[Cell]], row: Operand, vector: Operand) -> None:

@@ -65,6 +65,21 @@ TANH_Q = (
 )  # 3e-8 with the clamp at 1
 SIN = (-0.16666655242443085, 0.008332155644893646, -0.0001951463200384751)  # 4e-9, |x| <= pi/4
 COS = (0.04166664555668831, -0.0013887309469282627, 2.443241282890085e-05)  # 2e-10, |x| <= pi/4
+GELU_STEP = 5.3 / 6.5 / 2  # of x/2
+GELU_PIECES = (  # by power of the distance from the middle of a piece; the last piece is 0
+    (1.0, 0.41485286, 0.10293875, 0.014438762,
+     0.0011081462, 4.5655805e-05, 9.984343e-07, 0.0),
+    (-0.65058166, -0.46658283, -0.17211649, -0.032656111,
+     -0.0031868254, -0.00015997961, -4.1330459e-06, 0.0),
+    (-2.427049e-05, 0.15505275, 0.1144518, 0.032580007,
+     0.0042338329, 0.0002644317, 8.1068056e-06, 0.0),
+    (0.072278142, 0.017278597, -0.031623434, -0.018038528,
+     -0.0034049596, -0.00027641284, -1.0405854e-05, 0.0),
+    (-0.0006269773, -0.019470213, -0.0023866526, 0.0052478001,
+     0.0018344767, 0.00021614091, 1.0931009e-05, 0.0),
+    (-0.0063708834, 0.0010435162, 0.0036055162, -0.00030035124,
+     -0.00060774753, -0.00011023891, -7.2629737e-06, 0.0),
+)  # fmt: skip  # 4e-7 / |x| for 2 (1 - Phi(|x|))
 ATANH = tuple(2.0 / (2 * i + 1) for i in range(6))  # log((1+s)/(1-s)) = 2 (s + s^3/3 + ...)
 EXP_DOUBLE = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)  # 5e-9, |x| <= ln(2)/2
 
@@ -214,8 +229,23 @@ def _odd_quotient(x: Expr, limit: float, p: Sequence[float], q: Sequence[float])
 
 def gelu(x: Expr) -> Expr:
     """x/2 (1 + erf(x/sqrt(2))), absolute error <= 1e-6 for |x| <= 10, relative beyond."""
-    half = x * like(0.5, x)
+    half = hold(x * like(0.5, x))
+    if emit.looks_up(type_of(x)[1]):
+        return _gelu_in_pieces(half)
     return half * erf(x * like(0.7071067811865476, x)) + half
+
+
+def _gelu_in_pieces(half: Expr) -> Expr:
+    """max(x, 0) - |x|/2 T(|x|), T = 2 (1 - Phi), which eight polynomials give piece by piece."""
+    size = hold(T.abs(half))
+    near = hold(below(size, like(7 * GELU_STEP, half)))
+    moved = hold(near * like(1 / GELU_STEP, half) + like(MAGIC, half))
+    piece = hold(bits(moved, "int32"))
+    r = hold(near * like(1 / GELU_STEP, half) - hold(moved - like(MAGIC, moved)))
+    tail = emit.look_up(GELU_PIECES[-1], piece)
+    for coefficients in reversed(GELU_PIECES[:-1]):
+        tail = hold(hold(tail * r) + emit.look_up(coefficients, piece))
+    return hold(half + size) - near * tail
 
 
 def gelu_tanh(x: Expr) -> Expr:

@@ -28,3 +28,14 @@ def in_groups(count: Expr, most: int, body: Callable[[Expr, int], None]) -> None
         with emit.loop(0, full) as g:
             body(emit.bind(first + g * group), group)
         done = emit.bind(first + full * group)
+
+
+def unrolled(count: Expr, n: int, body: Callable[[Expr], None]) -> None:
+    """body(i) over [0, count), `n` of them at once, then the rest."""
+    whole = emit.bind(emit.divide(count, n))
+    with emit.loop(0, whole) as i:
+        first = emit.bind(i * n)
+        for step in range(n):
+            body(emit.bind(first + step))
+    with emit.loop(whole * n, count) as i:
+        body(i)

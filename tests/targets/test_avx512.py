@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from benchmarks import bare_pc, bundles
-from sparsegraph import targets
+from sparsegraph import targets, verify
+from sparsegraph.capture import load
 from sparsegraph.compile import Compiled
 from tests.targets import cross
 from tests.targets.test_cortex_m import SmallMobilenet
@@ -14,8 +17,25 @@ from tests.targets.test_cortex_m import SmallMobilenet
 SKYLAKE, HASWELL = bare_pc.CPUS["x86-64-v4"], bare_pc.CPUS["x86-64-v3"]
 NEHALEM, PENRYN = "corei5_lynnfield_750", "core2_penryn_t9600"
 LEVELS = "x86-64-v4+x86-64-v3+x86-64-v2"
+
+
+class Gelus(bundles.Case):
+    """A product of 96 points with GELU, from -12 to 12."""
+
+    def __init__(self, density: float) -> None:
+        rng = np.random.default_rng(8)
+        weight = rng.standard_normal((4, 24)).astype(np.float32) * (rng.random((4, 24)) < density)
+        text = """<ir_version: 10, opset_import: ["": 20]>
+        g (float[1, 96, 4] x) => (float[1, 96, 24] y) { t = MatMul(x, w)  y = Gelu(t) }"""
+        self.proto = onnx.parser.parse_model(text)
+        self.proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        x = rng.standard_normal((1, 96, 4)).astype(np.float32)
+        self.feeds = {"x": x * np.float32(12 / np.abs(x @ weight).max())}
+        self.expected = verify.run_onnx(load(self.proto), self.feeds)
+
+
 CASES = {"digits_cnn": lambda density: cross.Case("digits_cnn", density),
-         "small_mobilenet": SmallMobilenet}  # fmt: skip
+         "small_mobilenet": SmallMobilenet, "gelus": Gelus}  # fmt: skip
 
 
 def run(case: bundles.Case, compiled: Compiled, cpu: str, folder: Path) -> int:
@@ -29,7 +49,13 @@ def run(case: bundles.Case, compiled: Compiled, cpu: str, folder: Path) -> int:
 
 @pytest.mark.parametrize(
     ("model", "density"),
-    [("digits_cnn", 1.0), ("digits_cnn", 0.2), ("digits_cnn", 0.1), ("small_mobilenet", 0.1)],
+    [
+        ("digits_cnn", 1.0),
+        ("digits_cnn", 0.2),
+        ("digits_cnn", 0.1),
+        ("small_mobilenet", 0.1),
+        ("gelus", 0.5),
+    ],
 )
 def test_models_equal_onnx_runtime(model: str, density: float, tmp_path: Path) -> None:
     cross.require(bare_pc.EMULATOR, "gcc")
