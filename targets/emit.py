@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tvm
 from sparsegraph.targets.target import Target
 from tvm import tirx as tir
@@ -168,8 +169,8 @@ def looks_up(lanes: int) -> bool:
     return lanes == _lookup_lanes.get() > 0
 
 
-def look_up(table: Sequence[float], index: Expr) -> Expr:
-    """table[index & 7] for a vector of int32, of which `index & 8` is 0; the table has 8 numbers.
+def look_up(table: Sequence[float] | np.ndarray, index: Expr) -> Expr:
+    """table[index & 7] for a vector of int32; the table has 8 numbers.
 
     Raises:
         KeyError: a number of lanes without such an instruction; ask `looks_up`.

@@ -11,6 +11,7 @@ stay: never compare a value with itself (use `is_nan`), and `hold` x + c before 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Expr, T
 
@@ -23,6 +24,7 @@ HALF_PI, HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
 # name: coefficients, lowest power first                              largest relative error
 EXP = (0.499992311000824, 0.16667115688323975, 0.041890330612659454, 0.008312501013278961)  # 1.1e-7
 EXP2 = (1.0, *(c * math.log(2) ** i for i, c in enumerate((1.0, *EXP), 1)))
+EXP2_NEAR = (1.0, 0.69314717, 0.24026408, 0.05551192)  # 2e-8, |x| <= 1/16
 LOG = (
     0.3333333134651184,
     -0.2500081956386566,
@@ -81,6 +83,10 @@ GELU_PIECES = (  # by power of the distance from the middle of a piece; the last
      -0.00060774753, -0.00011023891, -7.2629737e-06, 0.0),
 )  # fmt: skip  # 4e-7 / |x| for 2 (1 - Phi(|x|))
 ATANH = tuple(2.0 / (2 * i + 1) for i in range(6))  # log((1+s)/(1-s)) = 2 (s + s^3/3 + ...)
+_EIGHTH = np.arange(8, dtype=np.int32)
+EIGHTHS = (  # bits of 2^(j/8) less those that j brings along
+    (np.exp2(_EIGHTH / 8).astype(np.float32).view(np.int32) - (_EIGHTH << 20)).view(np.float32)
+)
 EXP_DOUBLE = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)  # 5e-9, |x| <= ln(2)/2
 
 
@@ -185,9 +191,20 @@ def exp2_negative(x: Expr) -> Expr:
     0 from -127 on.
     """
     x = hold(above(x, like(-127.0, x)))
+    if emit.looks_up(type_of(x)[1]):
+        return _exp2_by_eighths(x)
     moved = hold(x + like(MAGIC, x))
     r = hold(x - hold(moved - like(MAGIC, moved)))
     return polynomial(r, EXP2) * _power_of_two(bits(moved, "int32"))
+
+
+def _exp2_by_eighths(x: Expr) -> Expr:
+    """2^x of x to the nearest eighth, from a table, times a polynomial of the rest."""
+    moved = hold(x + like(MAGIC / 8, x))
+    eighths = hold(bits(moved, "int32"))
+    r = hold(x - hold(moved - like(MAGIC / 8, moved)))
+    parts = bits(emit.look_up(EIGHTHS, eighths), "int32")
+    return polynomial(r, EXP2_NEAR) * bits(parts + _shift_left(eighths, 20), "float32")
 
 
 def _exp_parts(x: Expr, low: float, high: float) -> tuple[Expr, Expr]:
