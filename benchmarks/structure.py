@@ -6,7 +6,8 @@
     python -m benchmarks.structure even              half of every group, nothing measured
     python -m benchmarks.structure table             print the file
 
-`--only NAME ...` takes some, `--root FOLDER` is where unpacked wheels lie. Rows are merged into
+`--only NAME ...` takes some, `--root FOLDER` is where unpacked wheels lie, `--exact N` runs that
+many draws of `masked` in float64 too, in place of all. Rows are merged into
 the file by command and model; the published file is `results/structure.json`.
 """
 
@@ -26,7 +27,7 @@ import onnx
 import onnx_ir as ir
 
 from benchmarks import engines, real_models, results, timing, zoo
-from benchmarks.removal import Masked, cut_against_mask, feeds
+from benchmarks.removal import DRAWS, Masked, cut_against_mask, feeds
 from benchmarks.zoo import decoder, light, swin, tagger, unet, yolox
 from sparsegraph import pipeline
 from sparsegraph.capture import load
@@ -101,18 +102,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", choices=[*_KINDS, "table"])
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--root", type=Path, help="where unpacked wheels lie")
+    parser.add_argument("--exact", type=int, default=DRAWS, metavar="N")
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     if options.what == "table":
         print(table(read(options.json)))
         return 0
-    for row in _MEASURES[options.what](options.only, options.root):
+    measure = _MEASURES[options.what]
+    if options.what == "masked":
+        measure = partial(masked, n_exact=options.exact)
+    for row in measure(options.only, options.root):
         print(line(row), flush=True)
         save(options.json, options.what, row, arguments)
     return 0
 
 
-def masked(only: Sequence[str], root: Path | None) -> Iterator[Masked]:
+def masked(only: Sequence[str], root: Path | None, n_exact: int = DRAWS) -> Iterator[Masked]:
     """Every topology under every policy that applies to it."""
     makers = dict(TOPOLOGIES)
     for name in real_models.available(root):
@@ -124,7 +129,7 @@ def masked(only: Sequence[str], root: Path | None) -> Iterator[Masked]:
         if name not in _PLAIN:  # shapes computed in the graph, weights behind Reshape
             model = pipeline.optimize(model, verify=False, stop_after="remove_identity").model
         for policy in (Policy(), Policy(grouped="within"))[: 2 if name == "shufflenet" else 1]:
-            yield cut_against_mask(name, model, policy)
+            yield cut_against_mask(name, model, policy, n_exact)
 
 
 def dead(only: Sequence[str], root: Path | None) -> Iterator[Faster]:
@@ -227,7 +232,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Path | None], Iterator[Row]]] =
 MASKED_HEAD = (
     f"{'cut - masked, all draws':>107}{'float32 - float64':>20}{'cut - masked':>14}\n"
     "model              policy  groups  units  removed  analysis  parameters left    first draw"
-    "  float32  float64      masked      cut   above 1e-5: in order"
+    "  float32  float64  in   masked      cut   above 1e-5: in order"
 )
 FASTER_HEAD = (
     "model                 engine       removed  parameters left     file MB        MACs left"
@@ -242,8 +247,9 @@ def line(row: Row) -> str:
         return (
             f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
             f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.first:10.0e} "
-            f"{row.error:8.0e} {row.exact:8.0e} {row.rounding:11.0e} {row.rounding_left:8.0e} "
-            f"{row.n_above:6} of {row.n_draws}: {row.ordered:.0e}"
+            f"{row.error:8.0e} {row.exact:8.0e} ({row.n_exact:2}) "
+            f"{row.rounding:8.0e} {row.rounding_left:8.0e} {row.n_above:6} of {row.n_draws}: "
+            f"{row.ordered:.0e}"
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"
     return (

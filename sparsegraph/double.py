@@ -162,6 +162,22 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * total) ** beta,)
 
 
+class AveragePool(OpRun):
+    """The mean of every window, padding counted if told so."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, count_include_pad: int = 0, **given: Any) -> tuple[Array]:
+        windows = _windows(x, given["kernel_shape"], given, 0.0)
+        total: Any = sum(windows)
+        if not count_include_pad:
+            inside = _windows(np.ones_like(x[:1, :1]), given["kernel_shape"], given, 0.0)
+            return (total / sum(inside),)
+        if given.get("ceil_mode"):
+            raise NotImplementedError("AveragePool that counts padding, rounded up")
+        return (total / len(windows),)
+
+
 class MaxPool(OpRun):
     """The largest of every window."""
 
@@ -194,7 +210,7 @@ class Resize(OpRun):
         return (x,)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (Conv, Erf, Gelu, LRN, MaxPool, Resize)
+OPERATORS: tuple[type[OpRun], ...] = (AveragePool, Conv, Erf, Gelu, LRN, MaxPool, Resize)
 
 _SHIFTS = {
     "nearest asymmetric floor": (0.0, True),
@@ -215,11 +231,11 @@ def _windows(
     room = [s if ceil else 0 for s in strides]
     width = [(0, 0), (0, 0), *zip(before, [a + r for a, r in zip(after, room)])]
     wide = np.pad(x, width, constant_values=fill)
-    sizes = [
-        -(-(n + b + a - d * (k - 1) - 1) // s) + 1 if ceil
-        else (n + b + a - d * (k - 1) - 1) // s + 1
-        for n, b, a, k, s, d in zip(x.shape[2:], before, after, kernel, strides, dilations)
-    ]  # fmt: skip
+    sizes = []
+    for n, b, a, k, s, d in zip(x.shape[2:], before, after, kernel, strides, dilations):
+        left = n + b + a - d * (k - 1) - 1
+        size = (-(-left // s) if ceil else left // s) + 1
+        sizes.append(size - (ceil and (size - 1) * s >= n + b))  # none starts behind the map
     found = []
     for at in product(*map(range, kernel)):
         starts = [i * d for i, d in zip(at, dilations)]

@@ -28,6 +28,8 @@ from tests.passes.check import parse, weight
         'y = Conv<auto_pad="SAME_LOWER", strides=[2,2], group=2>(x, w)',
         "y = MaxPool<kernel_shape=[3,2], strides=[2,2], pads=[1,0,1,0], ceil_mode=1>(x)",
         "y = Erf(x)",
+        "y = AveragePool<kernel_shape=[3,2], strides=[2,2], pads=[1,0,1,1], ceil_mode=1>(x)",
+        "y = AveragePool<kernel_shape=[3,2], pads=[1,0,1,1], count_include_pad=1>(x)",
         "y = LRN<size=3, alpha=0.5>(x)",
         "y = LRN<size=5, alpha=0.5>(x)",
         'y = Resize<coordinate_transformation_mode="asymmetric">(x, , scales)',

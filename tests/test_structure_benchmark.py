@@ -46,13 +46,13 @@ def test_every_topology_of_the_issue_is_listed() -> None:
 
 
 def test_a_row_of_a_small_model() -> None:
-    row = removal.cut_against_mask("vgg", load(ALL["vgg"]()), Policy())
+    row = removal.cut_against_mask("vgg", load(ALL["vgg"]()), Policy(), 1)
     assert (row.n_units, row.n_groups) == (104, 6)
     assert row.n_removed == sum(max(1, int(0.3 * n)) for n in (8, 8, 16, 16, 32, 24))
     assert row.parameters_left < row.parameters
     assert max(row.rounding, row.rounding_left) <= removal.BOUND
     assert row.first <= row.error <= removal.BOUND
-    assert (row.n_above, row.n_draws, row.ordered) == (0, removal.DRAWS, 0)
+    assert (row.n_above, row.n_draws, row.ordered, row.n_exact) == (0, removal.DRAWS, 0, 1)
     assert row.exact <= 1e-12
     assert 0 < row.analysis_s <= 1
 
@@ -69,7 +69,7 @@ def steep() -> ir.Model:
 def test_what_float32_cannot_hold_is_nothing_but_the_order_of_sums() -> None:
     row = removal.cut_against_mask("softmax", steep(), Policy())
     assert min(row.error, row.rounding, row.rounding_left) > removal.BOUND
-    assert 0 < row.n_above <= row.n_draws
+    assert 0 < row.n_above <= row.n_draws == row.n_exact
     assert row.exact <= 1e-10
     assert row.ordered == 0
 
@@ -135,6 +135,7 @@ def test_the_published_file_meets_the_bars() -> None:
         assert row.exact <= 1e-11, row.model
         assert min(row.first, row.error) <= removal.BOUND, f"{row.model}, first draw"
         assert row.error <= removal.BOUND or row.n_above, row.model
+        assert row.n_exact >= max(1, row.n_above), row.model
         assert row.ordered <= 1e-7, row.model
         assert row.error <= max(removal.BOUND, 3 * row.rounding), row.model
         assert row.n_draws == removal.DRAWS * (1 + (row.model in removal.READERS)), row.model
