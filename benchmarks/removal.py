@@ -75,7 +75,8 @@ class Masked:
     error: float
     exact: float
     rounding: float
-    rounding_left: float
+    rounding_left: float | None
+    """None in rows from before it was measured."""
     ordered: float
     n_above: int
     """Of `n_draws`, those whose `error` is above BOUND."""

@@ -244,11 +244,12 @@ def line(row: Row) -> str:
     """One row of the table."""
     left = f"{row.parameters_left / row.parameters:.1%}"
     if isinstance(row, Masked):
+        cut_rounding = "-" if row.rounding_left is None else f"{row.rounding_left:.0e}"
         return (
             f"{row.model:18} {row.policy:6} {row.n_groups:7} {row.n_units:6} {row.n_removed:8} "
             f"{row.analysis_s:7.2f} s {row.parameters:11,} {left:>6} {row.first:10.0e} "
             f"{row.error:8.0e} {row.exact:8.0e} ({row.n_exact:2}) "
-            f"{row.rounding:8.0e} {row.rounding_left:8.0e} {row.n_above:6} of {row.n_draws}: "
+            f"{row.rounding:8.0e} {cut_rounding:>8} {row.n_above:6} of {row.n_draws}: "
             f"{row.ordered:.0e}"
         )
     files = f"{row.file_bytes / 1e6:.1f} -> {row.file_bytes_left / 1e6:.1f}"

@@ -1,8 +1,6 @@
 """Models in float64, and how they decide what float32 cannot."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +11,12 @@ from sparsegraph import double
 from sparsegraph.compile import compile
 from sparsegraph.errors import UnsupportedError, VerifyError
 from sparsegraph.pipeline import Judge, optimize, run_pass
-from sparsegraph.rewrite import Fuel, Outcome
+from sparsegraph.rewrite import Fuel
 from sparsegraph.shrink import shrink
 from sparsegraph.structure import cut
 from sparsegraph.verify import Session, feeds_for
 from tests.passes.check import parse, weight
+from tests.test_pipeline import Wrong
 
 
 @pytest.mark.parametrize(
@@ -157,26 +156,12 @@ def test_a_right_pass_is_kept_where_float32_rounds_more_than_the_tolerance() -> 
     assert value.name == "v"
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """Scales a weight."""
-
-    exact: ClassVar[bool] = True
-    name: ClassVar[str] = "wrong"
-
-    def run(self, model: ir.Model, fuel: Fuel) -> Outcome:
-        value = model.graph.initializers["v"]
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1 + 3e-4), name="v")
-        return Outcome(1)
-
-
 def test_a_wrong_pass_is_refused_there() -> None:
     model = balanced()
     judge = Judge(model)
     del judge._cases[1:]  # on zeros rounding alone is ten times what is wrong
     with pytest.raises(VerifyError, match="wrong"):
-        run_pass(Wrong(), model, Fuel(), judge)
+        run_pass(Wrong(3e-4), model, Fuel(), judge)
 
 
 def test_a_refused_artefact_says_whose_rounding_it_is() -> None:

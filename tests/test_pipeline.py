@@ -32,14 +32,18 @@ def net() -> ir.Model:
 
 @dataclass(frozen=True)
 class Wrong:
-    """Adds one to a weight, which no pass may."""
+    """Scales a weight, which no pass may."""
 
     exact: ClassVar[bool] = True
     name: ClassVar[str] = "wrong"
+    more: float = 1.0
 
     def run(self, model: ir.Model, fuel: Fuel) -> Outcome:
         value = model.graph.initializers["v"]
-        value.const_value = ir.tensor(value.const_value.numpy() + 1, name="v")
+        assert value.const_value is not None
+        value.const_value = ir.tensor(
+            value.const_value.numpy() * np.float32(1 + self.more), name="v"
+        )
         return Outcome(1)
 
 

@@ -50,6 +50,7 @@ def test_a_row_of_a_small_model() -> None:
     assert (row.n_units, row.n_groups) == (104, 6)
     assert row.n_removed == sum(max(1, int(0.3 * n)) for n in (8, 8, 16, 16, 32, 24))
     assert row.parameters_left < row.parameters
+    assert row.rounding_left is not None
     assert max(row.rounding, row.rounding_left) <= removal.BOUND
     assert row.first <= row.error <= removal.BOUND
     assert (row.n_above, row.n_draws, row.ordered, row.n_exact) == (0, removal.DRAWS, 0, 1)
@@ -68,6 +69,7 @@ def steep() -> ir.Model:
 
 def test_what_float32_cannot_hold_is_nothing_but_the_order_of_sums() -> None:
     row = removal.cut_against_mask("softmax", steep(), Policy())
+    assert row.rounding_left is not None
     assert min(row.error, row.rounding, row.rounding_left) > removal.BOUND
     assert 0 < row.n_above <= row.n_draws == row.n_exact
     assert row.exact <= 1e-10
