@@ -28,6 +28,7 @@ from sparsegraph.onnx_file import (
     without_large_weights,
 )
 from sparsegraph.passes.expand_contrib import ExpandContrib
+from sparsegraph.passes.spread_masks import SpreadMasks
 from sparsegraph.rewrite import Fuel
 from sparsegraph.shapes import Shapes, bind, fill_from_run
 from sparsegraph.verify import Session, compare, feeds_for, tolerance
@@ -116,12 +117,13 @@ def _quiet() -> Iterator[None]:
 def _export(module: Any, example_inputs: tuple[Any, ...]) -> Any:
     import torch
 
-    was_training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         return torch.export.export(module, example_inputs)
     finally:
-        module.train(was_training)
+        for part, was_training in modes:
+            part.training = was_training
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:
@@ -147,6 +149,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     bind(model, name, shapes)
     _expand(model, name)
     _infer(model, name)
+    SpreadMasks().run(model, Fuel())
     model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
     model = _raise_opset(model)
     common.NameFixPass()(model)

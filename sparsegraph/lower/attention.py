@@ -199,7 +199,9 @@ def _runtime_mask(
 ) -> tuple[str, tuple[Arg, ...]]:
     expand = mask.producer()
     if expand is not None and is_op(expand, "Expand") and expand.inputs[0] is not None:
-        mask = expand.inputs[0]  # the kernel broadcasts
+        heads, rows, numbers = (1, 1, *shape_of(expand.inputs[0]))[-3:]
+        if numbers == keys and (rows == queries or heads == rows == 1):
+            mask = expand.inputs[0]  # the kernel broadcasts
     shape = (1,) * (4 - len(shape_of(mask))) + shape_of(mask)
     row = b.row(mask)
     if dtype_of(mask) == "bool":
