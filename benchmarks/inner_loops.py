@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsegraph.targets.inner_loop import look
-from sparsegraph.targets.kernels.product import BYTES, Product, joined
+from sparsegraph.targets.kernels.product import Product, joined
 from sparsegraph.targets.target import Target
 
 from benchmarks import results
@@ -40,8 +40,7 @@ def kernel_for(target: Target, weight: str, vectors: int = 4) -> Product:
     )  # fmt: skip
     if weight == "dense":
         return kernel
-    in_bytes = target.index_unit == BYTES
-    return replace(kernel, unit=target.index_unit, narrow=target.narrow_index, near=in_bytes)
+    return replace(kernel, unit=target.index_unit, narrow=target.narrow_index, near=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,6 +23,10 @@ M7 = Target(
     c_flags=("-mcpu=cortex-m7", "-mthumb", "-mfpu=fpv5-d16", "-mfloat-abi=hard"),
     known_features=(Feature("fp-armv8d16"),),
     output="bare",
+    narrow_index=True,
+    index_unit=0,
+    dense_blocks=(*((4, (n,)) for n in range(1, 7)), (4, (4, 3)), (4, (4, 4))),
+    coded_blocks=tuple((2, (n,)) for n in range(1, 9)),
 )
 M55 = Target(
     name="cortex-m55",
@@ -40,6 +44,15 @@ M55 = Target(
     c_flags=("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
     known_features=(Feature("mve.fp"),),
     output="bare",
-)
+    narrow_index=True,
+    index_unit=0,
+    dense_blocks=(
+        (3, (1,)), (3, (2,)), (2, (3,)), (3, (2, 2)), (2, (3, 2)), (2, (3, 3)), (2, (3, 2, 2)),
+        (2, (3, 3, 2)),
+    ),
+    coded_blocks=(
+        (2, (1,)), (2, (2,)), (2, (3,)), (1, (4,)), (1, (5,)), (1, (6,)), (1, (4, 3)), (1, (4, 4)),
+    ),
+)  # fmt: skip
 
 TARGETS = [M7, M55]

@@ -1,10 +1,12 @@
 """The inner loop of a product kernel: instruction mix, spills, and estimated throughput.
 
 Reads the assembly that LLVM emits for a target, takes the innermost loop with the most
-multiply-adds, and counts. Where llvm-mca is installed (Debian: llvm) and knows the processor, it
-estimates the cycles of one round: a model of the core with perfect caches, not a measurement.
+multiply-adds, and counts; spills in every innermost loop that has half as many. Where llvm-mca is
+installed (Debian: llvm) and knows the processor, it estimates the cycles of one round: a model of
+the core with perfect caches, not a measurement.
 """
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -17,6 +19,8 @@ from sparsegraph.targets.kernels import direct
 from sparsegraph.targets.kernels.direct import Direct
 from sparsegraph.targets.kernels.product import UNIT, Product
 from sparsegraph.targets.target import Target
+
+Flow = dict[int, set[int]]  # blocks of instructions that may follow each one
 
 TOOL = "llvm-mca"
 _RVV = "# LLVM-MCA-RISCV-LMUL M{}\n# LLVM-MCA-RISCV-SEW E32"  # pairs of registers, joined
@@ -35,6 +39,7 @@ class Syntax:
     Attributes:
         comment: what starts a comment.
         branch: a jump to a label, which is the first group.
+        ends: what does not go on to the next line.
         fused: multiply-adds of a whole vector; `product` where it has none.
         load: loads of vectors, those inside of other instructions too.
         stack: an access to the stack.
@@ -43,6 +48,7 @@ class Syntax:
 
     comment: str
     branch: str
+    ends: str
     fused: str
     product: str
     load: str
@@ -53,6 +59,7 @@ class Syntax:
 _X86 = Syntax(
     comment="#",
     branch=r"^j\w+\s+(\.\w+)",
+    ends=r"^jmp|^ret",
     fused=r"^vfn?madd\d+ps",
     product=r"^v?mulps",
     load=r"^v?mov[au]ps\s[^,]*\(.*, %|^v(broadcastss|f\w+ps)\s.*\(",
@@ -62,6 +69,7 @@ _X86 = Syntax(
 _A64 = Syntax(
     comment="//",
     branch=r"^(?:b\.?\w*|cbn?z|tbn?z)\s+(?:\w+, )?(?:#\d+, )?(\.\w+)$",
+    ends=r"^b \.|^ret|^br ",
     fused=r"^fml[as]|^fmad",
     product=r"^fmul",
     load=r"^(ldr\s+q|ldp\s+q|ld1\w*\s)",
@@ -70,16 +78,18 @@ _A64 = Syntax(
 )
 _A32 = Syntax(
     comment="@",
-    branch=r"^b\w*\s+(\.\w+)|^le\s+lr, (\.\w+)",
+    branch=r"^b[\w.]*\s+(\.\w+)|^cbn?z\s+\w+, (\.\w+)|^le\s+lr, (\.\w+)",
+    ends=r"^b(\.w)? \.|^bx|^pop.*pc",
     fused=r"^v(fma|mla)\w*\.f32",
     product=r"^vmul\.f32",
     load=r"^(vld1|vldr|vldmia)",
-    stack=r"\[sp",
+    stack=r"\bsp\b",  # its address, too: vectors are stored through another register
     vector=r"\b[qds]\d+\b",
 )
 _RISCV = Syntax(
     comment="#",
-    branch=r"^b\w+\s+(?:\w+, )*(\.\w+)$",
+    branch=r"^(?:b\w+|j)\s+(?:\w+, )*(\.\w+)$",
+    ends=r"^j |^ret",
     fused=r"^(vfmacc\.v[fv]|vfmadd\.v[fv]|fmadd\.s)",
     product=r"^(vfmul\.v|fmul\.s)",
     load=r"^(vle32|flw)",
@@ -89,6 +99,7 @@ _RISCV = Syntax(
 _PTX = Syntax(
     comment="//",
     branch=r"^(?:@!?%p\d+ )?bra(?:\.uni)?\s+(\$\w+);",
+    ends=r"^bra|^ret",
     fused=r"^fma\.rn\.f32",
     product=r"^mul\.rn\.f32",
     load=r"^ld\.global",
@@ -112,7 +123,7 @@ class Loop:
     Attributes:
         fused: multiply-adds of vectors, in one round.
         products: multiplications that are not fused.
-        spills: accesses to the stack.
+        spills: accesses to the stack in this loop and in the others that multiply (`inner_loops`).
         registers: distinct vector registers.
         joined: vectors in one multiply-add (`Product.joined`).
         cycles: estimates of llvm-mca for one round, by core; None without one.
@@ -145,19 +156,69 @@ def assembly(target: Target, kernel: Product | Direct) -> list[str]:
 
 def inner_loop(lines: Sequence[str], syntax: Syntax) -> list[str]:
     """Instructions of the innermost loop with the most multiply-adds."""
-    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
-    loops = []
-    for i, line in enumerate(lines):
-        if found := re.search(syntax.branch, line):
-            start = labels.get(next(g for g in found.groups() if g), i + 1)
-            if start <= i:
-                loops.append((start, i + 1))
-    innermost = [
-        a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)
-    ]
-    bodies = [[x for x in lines[a:b] if not x.endswith(":")] for a, b in innermost]
-    pattern = f"{syntax.fused}|{syntax.product}"
-    return max(bodies, key=lambda body: _count(body, pattern))
+    return inner_loops(lines, syntax)[0]
+
+
+def inner_loops(lines: Sequence[str], syntax: Syntax) -> list[list[str]]:
+    """The innermost loop with the most multiply-adds, and those with at least half as many.
+
+    Fewer have the rests of loops that LLVM unrolled.
+    """
+    bodies = innermost(lines, syntax)
+    work = [_count(body, f"{syntax.fused}|{syntax.product}") for body in bodies]
+    order = sorted(range(len(bodies)), key=lambda i: -work[i])
+    return [bodies[i] for i in order if 2 * work[i] >= max(work)]
+
+
+def innermost(lines: Sequence[str], syntax: Syntax) -> list[list[str]]:
+    """Instructions of each loop that contains no other, wherever LLVM placed its blocks."""
+    jumps = {label for x in lines if (label := _label(x, syntax))}
+    starts = {i for i, x in enumerate(lines) if i == 0 or x[:-1] in jumps}
+    starts |= {i + 1 for i, x in enumerate(lines[:-1]) if _label(x, syntax)}
+    blocks = [list(lines[a:b]) for a, b in itertools.pairwise([*sorted(starts), len(lines)])]
+    at = {block[0][:-1]: i for i, block in enumerate(blocks)}
+    flow: Flow = {}
+    for i, block in enumerate(blocks):
+        follows = not re.search(syntax.ends, block[-1]) and i + 1 < len(blocks)
+        label = _label(block[-1], syntax)
+        flow[i] = ({at[label]} if label in at else set()) | ({i + 1} if follows else set())
+    loops = _loops(set(flow), flow)
+    return [[x for i in sorted(loop) for x in blocks[i] if not x.endswith(":")] for loop in loops]
+
+
+def _label(line: str, syntax: Syntax) -> str:
+    """Where a jump goes; nothing for other instructions."""
+    found = re.search(syntax.branch, line)
+    return next(g for g in found.groups() if g) if found else ""
+
+
+def _loops(nodes: set[int], flow: Flow) -> list[set[int]]:
+    """Sets of blocks that reach each other and, without the one they are entered by, no longer."""
+    back: Flow = {n: set() for n in flow}
+    for node, following in flow.items():
+        for to in following:
+            back[to].add(node)
+    found = []
+    left = set(nodes)
+    while left:
+        node = min(left)
+        ring = _reached(node, nodes, flow) & _reached(node, nodes, back)
+        left -= ring | {node}
+        if ring:
+            entries = {n for n in ring if back[n] - ring}
+            found += _loops(ring - {min(entries or ring)}, flow) or [ring]
+    return found
+
+
+def _reached(node: int, nodes: set[int], flow: Flow) -> set[int]:
+    """What lies one step of `flow` or more from `node`, within `nodes`."""
+    seen: set[int] = set()
+    waiting = [node]
+    while waiting:
+        new = (flow[waiting.pop()] & nodes) - seen
+        seen |= new
+        waiting += new
+    return seen
 
 
 def _count(body: Sequence[str], pattern: str) -> int:
@@ -188,7 +249,8 @@ def kernel_of(name: str) -> Product | Direct | None:
 def look(target: Target, kernel: Product | Direct, cores: Sequence[str] = ()) -> Loop:
     """Count what the kernel's innermost loop is made of; estimate it on `cores`."""
     syntax = SYNTAX[target.arch]
-    body = inner_loop(assembly(target, kernel), syntax)
+    bodies = inner_loops(assembly(target, kernel), syntax)
+    body = bodies[0]
     joined = kernel.joined if isinstance(kernel, Product) else 1
     return Loop(
         target=str(target),
@@ -197,7 +259,7 @@ def look(target: Target, kernel: Product | Direct, cores: Sequence[str] = ()) ->
         fused=_count(body, syntax.fused),
         products=_count(body, syntax.product),
         loads=_count(body, syntax.load),
-        spills=_count(body, syntax.stack),
+        spills=sum(_count(b, syntax.stack) for b in bodies),
         registers=len({r for line in body for r in re.findall(syntax.vector, line)}),
         joined=joined,
         cycles={core: estimate(target, body, core, joined=joined) for core in cores},

@@ -10,6 +10,7 @@ C11 = Target(
     features=(),
     lanes=1,
     n_registers=16,
+    dense_blocks=tuple((2, (n,)) for n in range(1, 9)),
     l1_bytes=16 << 10,
     l2_bytes=128 << 10,
     linker=(),

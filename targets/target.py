@@ -44,6 +44,10 @@ PACKAGES = {  # command -> Debian package
 }
 
 
+Blocks = tuple[tuple[int, tuple[int, ...]], ...]
+"""Rows of a group and vectors of each pass, for tiles of 1, 2, 3 ... vectors."""
+
+
 class Feature(NamedTuple):
     """A CPU feature: LLVM's name, the features that it implies, and Linux's word for it."""
 
@@ -86,14 +90,17 @@ class Target:
         tile_vectors: sizes of a tile of points in vectors, in order of preference.
         narrow_index: instructions are what counts: four column indices are loaded one by one, quads
             multiplied two at a time, parted tiles of a gather filled vector by vector.
-        scalar_factors: a vector is multiplied by a scalar register; elsewhere the factor has to be
-            spread over a vector first, which four values loaded at once make cheap.
+        scalar_factors: factors are loaded one by one: a vector is multiplied by a scalar register,
+            or (SSE) spreading one of four loaded at once takes a copy and a register more.
+            Elsewhere four loaded at once make spreading cheap.
         index_unit: float32 values by which addresses are scaled for nothing; 0: they are not, so
             that indices count bytes where these fit.
         row_vectors: vectors of a tile where `coded` products of one row fill the registers; 0: the
             tiles of all other kernels are best.
         segment: most vectors that a segment of a gather copies.
         joined: most vectors that one instruction computes (RVV: groups of registers).
+        dense_blocks, coded_blocks: register blocks of products where LLVM spills those that the
+            number of registers suggests; empty: by that number.
     """
 
     name: str
@@ -121,6 +128,8 @@ class Target:
     row_vectors: int = 0
     segment: int = 4
     joined: int = 1
+    dense_blocks: Blocks = ()
+    coded_blocks: Blocks = ()
 
     @property
     def is_flat(self) -> bool:

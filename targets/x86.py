@@ -41,7 +41,19 @@ V2 = Target(
     linker=("x86_64-linux-gnu-gcc", "cc", "gcc"),
     emulator=("qemu-x86_64",),
     known_features=FEATURES,
-)
+    tile_vectors=(6, 4, 5, 8, 7),
+    narrow_index=True,
+    scalar_factors=True,
+    index_unit=0,
+    # a product takes a register, a weight that is used again a copy: three rows of 4 vectors, pairs
+    # of `coded` rows from 4 on, and 8 vectors behind a gather spill
+    dense_blocks=(
+        (6, (1,)), (6, (2,)), (3, (3,)), (2, (4,)), (2, (5,)), (2, (6,)), (2, (4, 3)), (2, (4, 4)),
+    ),
+    coded_blocks=(
+        (2, (1,)), (2, (2,)), (2, (3,)), (1, (4,)), (1, (5,)), (1, (6,)), (1, (4, 3)), (1, (4, 4)),
+    ),
+)  # fmt: skip
 V3 = Target(
     name="x86-64-v3",
     arch="x86_64",

@@ -75,6 +75,8 @@ def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     With 16 registers four rows on 4 vectors (2 + 2) tie with pairs, and on 5 (3 + 2) lose 7 %.
     """
     vectors, alike = problem.vectors, alike_vectors(target)
+    if vectors <= len(target.coded_blocks):
+        return target.coded_blocks[vectors - 1]
     if problem.shared == ALIKE and alike and problem.rows % ALIKE == 0:
         passes = -(-vectors // alike)
         split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
@@ -86,7 +88,7 @@ def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
 
 def alike_vectors(target: Target) -> int:
     """Most vectors of four rows: registers hold their sums, the activations and a weight."""
-    is_plain = target.lanes > 1 and target.joined == 1
+    is_plain = target.lanes > 1 and target.joined == 1 and not target.coded_blocks
     return (target.n_registers - 1) // (ALIKE + 1) if is_plain else 0
 
 
@@ -169,16 +171,14 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     """Rows per group and passes such that accumulators, weights and activations fit.
 
     With 16 registers LLVM spills some blocks that would fit; those of `_BLOCKS` have no spills in
-    the inner loop.
+    the inner loop where three registers make a multiply-add; other machines name their own.
     """
     vectors = problem.vectors
+    if vectors <= len(target.dense_blocks):
+        return target.dense_blocks[vectors - 1]
     part = math.gcd(vectors, target.joined)
     if part > 1:  # one load and one multiplication per row cover all vectors of a pass
         return _JOINED // part, (part,) * (vectors // part)
-    if target.n_registers < 12:
-        return 1, (vectors,)
-    if target.n_registers <= 16 and target.lanes == 1:
-        return 2, (vectors,)
     if target.n_registers <= 16:
         if vectors in _BLOCKS:
             return _BLOCKS[vectors]
@@ -187,4 +187,5 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     passes = 1 if vectors <= 6 or is_whole else 2
     split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
     spare = 8 if target.lanes > 1 else 12  # with 4, a block of 7 rows spills on every such target
-    return max(1, min(8, (target.n_registers - spare) // max(split))), split
+    most = 7 if max(split) > 2 else 8  # of 3 vectors, 8 rows spill
+    return max(1, min(most, (target.n_registers - spare) // max(split))), split
