@@ -72,7 +72,7 @@ class Gather:
     def _run(self, at: Expr, to: Expr, source: Expr, channels: Expr) -> None:
         a, vectors, lanes = self.a, self.vectors, self.lanes
         begin, mask, lead, first, stop = (bind(load(a["runs"], at * RUN + i)) for i in range(RUN))
-        begin = bind(source + begin)
+        begin, zero = bind(source + begin), self._zeros_at(to)
         with emit.choose(first + vectors - stop == 0) as (whole, parted):
             with whole:
                 keep = []
@@ -86,35 +86,37 @@ class Gather:
                         self._copy(x + v * lanes, row + v * lanes, cell.get())
             with parted:
                 if self.by_vector:
-                    self._vectors(begin, to, channels, (mask, lead, first, stop))
+                    self._vectors(begin, to, channels, (mask, lead, first, stop), zero)
                 else:
-                    self._rows(begin, to, channels, (mask, lead, first, stop))
+                    self._rows(begin, to, channels, (mask, lead, first, stop), zero)
 
-    def _rows(self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr]) -> None:
+    def _rows(self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr], zero: Expr) -> None:
         """Row by row of a parted tile."""
         a, vectors, lanes = self.a, self.vectors, self.lanes
         mask, lead, first, stop = run
         with loop(0, channels) as c:
             row, x = bind(to + c * a["panel_row"]), bind(begin + c * a["x_row"])
-            self._zero(row, 0, first)
+            self._zero(row, 0, first, zero)
             with when(lead >= 0):
                 bits_at_lead = load(a["masks"], mask + vectors * lanes, lanes)
                 self._copy(x + lead, row + lead, bits_at_lead)
             with loop(first, stop) as v:
                 some = load(a["masks"], mask + v * lanes, lanes)
                 self._copy(x + v * lanes, row + v * lanes, some)
-            self._zero(row, stop, vectors)
+            self._zero(row, stop, vectors, zero)
 
-    def _vectors(self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr]) -> None:
+    def _vectors(
+        self, begin: Expr, to: Expr, channels: Expr, run: Sequence[Expr], zero: Expr
+    ) -> None:
         """Vector by vector of a parted tile: masks stay in registers, pointers just step."""
         vectors, lanes = self.vectors, self.lanes
         mask, lead, first, stop = run
-        self._zeros(to, 0, first, channels)
+        self._zeros(to, 0, first, channels, zero)
         with when(lead >= 0):
             self._column(begin + lead, to + lead, mask + vectors * lanes, channels)
         with loop(first, stop) as v:
             self._column(begin + v * lanes, to + v * lanes, mask + v * lanes, channels)
-        self._zeros(to, stop, vectors, channels)
+        self._zeros(to, stop, vectors, channels, zero)
 
     def _column(self, source: Expr, to: Expr, mask: Expr, channels: Expr) -> None:
         a = self.a
@@ -123,11 +125,12 @@ class Gather:
         with loop(0, channels) as c:
             self._copy(source + c * a["x_row"], to + c * a["panel_row"], cell.get())
 
-    def _zeros(self, to: Expr, first: Expr | int, stop: Expr | int, channels: Expr) -> None:
+    def _zeros(
+        self, to: Expr, first: Expr | int, stop: Expr | int, channels: Expr, zero: Expr
+    ) -> None:
         with loop(first, stop) as v:
             at = bind(to + v * self.lanes)
             with loop(0, channels) as c:
-                zero = splat(const(0.0), self.lanes)
                 store(self.a["panel"], zero, at + c * self.a["panel_row"], self.lanes)
 
     def _copy(self, source: Expr, to: Expr, mask: Expr) -> None:
@@ -135,9 +138,8 @@ class Gather:
         value = bits(load(self.a["x"], source, self.lanes), "int32") & mask
         store(self.a["panel"], bits(value, "float32"), to, self.lanes)
 
-    def _zero(self, row: Expr, first: Expr | int, stop: Expr | int) -> None:
+    def _zero(self, row: Expr, first: Expr | int, stop: Expr | int, zero: Expr) -> None:
         with loop(first, stop) as v:
-            zero = splat(const(0.0), self.lanes)
             store(self.a["panel"], zero, row + v * self.lanes, self.lanes)
 
     # ------------------------------------------------------------ segments
@@ -163,15 +165,17 @@ class Gather:
 
     def _segment(self, to: Expr, begin: Expr | None, vectors: Expr, channels: Expr) -> None:
         a, lanes, row = self.a, self.lanes, self.a["panel_row"]
-        zero = None
-        if begin is None:  # a constant would hold a register in the products, which need them all
-            zero = emit.T.cast(emit.minimum(to + row, const(0, "int32")), "float32")
-            zero = bind(splat(zero, lanes))
+        zero = self._zeros_at(to) if begin is None else None
         for n in range(1, self.segment + 1):
             with when(vectors == n), loop(0, channels) as c:
                 for v in range(n):
                     value = zero if begin is None else self._read(begin + c * a["x_row"], v)
                     store(a["panel"], value, to + c * row + v * lanes, lanes)
+
+    def _zeros_at(self, to: Expr) -> Expr:
+        """A vector of zeros; a constant would hold registers in the products, which need all."""
+        zero = emit.minimum(to + self.a["panel_row"], const(0, "int32"))
+        return bind(splat(emit.T.cast(zero, "float32"), self.lanes))
 
     def _read(self, begin: Expr, v: int) -> Expr:
         """Vector v of a segment: every point, or every second point of two vectors."""
