@@ -45,8 +45,7 @@ def measure_layer(
     layer: product_grid.Layer, kernels: trial.Kernels, target: Target
 ) -> Iterator[Record]:
     """One record per way to compute the layer at each density, and one of ONNX Runtime."""
-    for density, share, choices in product_grid.cases(layer, target):
-        operands = layer.operands(density, target, share)
+    for density, operands, choices in product_grid.cases(layer, target):
         programs = [trial.lower(operands, c, target) for c in choices]
         others = [reference(layer, operands.weight), idle()] if density == 1 else []
         times = kernels.time(programs, *others, rounds=ROUNDS, block_ms=BLOCK_MS)

@@ -10,6 +10,7 @@ from sparsegraph.targets.target import Target
 
 from sparsegraph.lower import choose, problem
 from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.lower.tiling import tiled
 from sparsegraph.lower.windows import Window
 
 DENSITIES = (0.03, 0.06, 0.1, 0.2, 0.35, 0.5, 0.75)
@@ -98,18 +99,17 @@ LAYERS = (
 )  # fmt: skip
 
 
-def cases(layer: Layer, target: Target) -> Iterator[tuple[float, int, list[Choice]]]:
-    """(density, rows that share zeros, ways to compute it), dense ways first."""
-    full = problem.of(layer.operands(1.0, target), target)
-    yield 1.0, 1, [*choose.unstructured(full, target), *_other_tiles(full, target, 1.0)[1:2]]
-    for density in DENSITIES:
-        count = 3 if density in OTHER_TILES else 1
-        yield density, 1, _other_tiles(full, target, density)[:count]
-    for density in SHARED:
-        yield density, 4, _other_tiles(full, target, density)[:1]
-
-
-def _other_tiles(full: Problem, target: Target, density: float) -> list[Choice]:
-    one = dataclasses.replace(full, density=density)
-    way = choose.dense(one, target) if density == 1 else choose.coded(one, target)
-    return choose.other_tiles(way, one)
+def cases(layer: Layer, target: Target) -> Iterator[tuple[float, Operands, list[Choice]]]:
+    """(density, operands, ways to compute it) in the tiles of that density, dense ways first."""
+    for share, densities in ((1, (1.0, *DENSITIES)), (4, SHARED)):
+        for density in densities:
+            machine = tiled(density, target)
+            operands = layer.operands(density, machine, share)
+            case = problem.of(operands, machine)
+            if density == 1:
+                dense, *others = choose.unstructured(case, machine)
+                tiles = choose.other_tiles(dense, case)
+                yield density, operands, [dense, *others, *tiles[1:2]]
+                continue
+            count = 3 if density in OTHER_TILES and share == 1 else 1
+            yield density, operands, choose.other_tiles(choose.coded(case, machine), case)[:count]

@@ -88,6 +88,7 @@ class Target:
             for a machine without an operating system; of GPUs the text of single kernels.
         c_flags: what the C compiler has to be told about the machine.
         tile_vectors: sizes of a tile of points in vectors, in order of preference.
+        sparse_tiles: the same where most weights have few non-zeros; empty: no different.
         narrow_index: instructions are what counts: four column indices are loaded one by one, quads
             multiplied two at a time, parted tiles of a gather filled vector by vector.
         scalar_factors: factors are loaded one by one: a vector is multiplied by a scalar register,
@@ -122,6 +123,7 @@ class Target:
     output: Literal["library", "wasm", "c", "bare", "ptx"] = "library"
     c_flags: tuple[str, ...] = ()
     tile_vectors: tuple[int, ...] = NARROW_TILES
+    sparse_tiles: tuple[int, ...] = ()
     narrow_index: bool = False
     scalar_factors: bool = False
     index_unit: int = 2

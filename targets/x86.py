@@ -78,6 +78,8 @@ V4 = Target(
     n_registers=32,
     l1_bytes=32 << 10,
     l2_bytes=1 << 20,
+    tile_vectors=(4, 3, 2, 6, 5),
+    sparse_tiles=(3, 2, 4, 6, 5),
     linker=V2.linker,
     known_features=FEATURES,
 )

@@ -22,11 +22,13 @@ def pruned(name: str, pattern: str, density: float, **sizes: int) -> onnx.ModelP
     [
         ("x86-64-v3", "4x1", 0.1, 3, 48), ("x86-64-v3", "2x1", 0.1, 4, 48),
         ("x86-64-v3", "unstructured", 0.1, 4, 48), ("x86-64-v3", "4x1", 0.9, 4, 48),
-        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 4, 48),
+        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 3, 48),
+        ("x86-64-v4", "unstructured", 0.25, 3, 48), ("x86-64-v4", "unstructured", 0.4, 4, 48),
+        ("x86-64-v4", "unstructured", 0.9, 4, 48), ("aarch64", "unstructured", 0.1, 8, 48),
         ("riscv64-v128", "4x1", 0.1, 4, 48),
     ],
 )  # fmt: skip
-def test_tiles_are_of_three_vectors_where_four_rows_alike_fill_the_registers(
+def test_tiles_follow_the_zeros_of_most_weights(
     name: str, pattern: str, density: float, first: int, rows: int
 ) -> None:
     model = pruned("gemm", pattern, density, m=96, k=64, n=rows)
