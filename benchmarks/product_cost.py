@@ -3,6 +3,7 @@
     python -m benchmarks.product_cost                 measure what is missing, fit, write the prices
     python -m benchmarks.product_cost --seconds 40    stop measuring after 40 s; go on the next time
     python -m benchmarks.product_cost --afresh        forget earlier measurements (other kernels)
+    python -m benchmarks.product_cost --again         measure all once more, keep the shorter times
     python -m benchmarks.product_cost --no-measure    fit and report what is stored
 
 Layers are those of `benchmarks.product_grid`; kernels and layouts are those of lowering, one pinned
@@ -92,6 +93,17 @@ def _session(node: Any, shape: list[int], weights: dict[str, np.ndarray]) -> tri
     )
     x = np.random.default_rng(1).standard_normal(shape, np.float32)
     return partial(session.run, None, {"x": x})
+
+
+def shorter(earlier: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+    """Of records of the same case the one that took less time, in the order of the first."""
+    found: dict[str, Record] = {}
+    for record in (*earlier, *records):
+        case = json.dumps([record[name] for name in ("layer", "problem", "choice")])
+        known = found.setdefault(case, record)
+        if sum(record["ms"]) < sum(known["ms"]):
+            found[case] = record
+    return list(found.values())
 
 
 def samples(records: Sequence[Record], target: Target) -> dict[str, list[tuple[str, Any, float]]]:
@@ -203,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="limit of this batch")
     parser.add_argument("--afresh", action="store_true", help="forget earlier measurements")
+    parser.add_argument("--again", action="store_true", help="measure again; noise only adds")
     parser.add_argument("--no-measure", action="store_true", help="fit what is stored")
     parser.add_argument("--json", type=Path, help="where measurements and errors are kept")
     given = parser.parse_args()
@@ -212,7 +225,10 @@ def main() -> None:
     if not given.no_measure:
         begun = results.begin(["benchmarks.product_cost"])
         data |= {"commit": begun.commit, "machine": begun.machine, "versions": begun.versions}
+        earlier = data["records"] if given.again else []
+        data["records"] = [] if given.again else data["records"]
         _measure(data["records"], target, given.seconds)
+        data["records"] = shorter(earlier, data["records"])
     records = data["records"]
     if not records:
         parser.error(f"{path} holds no measurements")

@@ -1,6 +1,5 @@
 """Layers, densities and blocks over which the cost model of products is fitted."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from sparsegraph.targets.layout import blocked, planar
 from sparsegraph.targets.target import Target
 
 from sparsegraph.lower import choose, problem
-from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.lower.problem import Choice, Operands
 from sparsegraph.lower.tiling import tiled
 from sparsegraph.lower.windows import Window
 

@@ -16,6 +16,7 @@ from sparsegraph.targets.target import PACKAGES, Target
 from sparsegraph.errors import UnsupportedError, message
 
 _C_FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-g0", "-I.")
+_NO_HEADER = re.compile(r"fatal error: .*(No such file|file not found)")  # all of ours are there
 _WEIGHTS = """.section .rodata.sg_weights, "a"
 .balign 64
 .global sg_weights
@@ -191,6 +192,8 @@ def _execute(command: Sequence[str], folder: Path, target: Target) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         fix = "report this with the message above"
+        if _NO_HEADER.search(done.stderr) and target.linker:
+            fix = f"install the Debian packages {PACKAGES[target.linker[0]]}"
         text = message("building for", str(target), done.stderr[-2000:], "no errors", fix)
         raise UnsupportedError(text)
     return done.stdout

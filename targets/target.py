@@ -21,9 +21,9 @@ Instructions of a run of ResNet-18 with 90 % zeros at 64x64 pixels, against tile
 AArch64 and WebAssembly 96 %, RV64GC 89 %, but RVV 113 %: there every vector takes an address.
 """
 PACKAGES = {  # command -> Debian package
-    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
-    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
-    "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross",
+    "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross",
     "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
     "cc": "gcc",
     "gcc": "gcc",

@@ -58,7 +58,7 @@ def lower_conv_transpose(b: Builder, node: ir.Node) -> None:
     if weight is None or (bias_value is not None and bias is None):
         raise Declined("weight or bias is not constant")
     size, out, rows, columns = _axes(node, shape_of(x), weight)
-    if len(columns.taps) * b.target.lanes > OVERSHOOT:
+    if len(columns.taps) > OVERSHOOT:
         raise Declined(f"a stride of {len(columns.taps)} columns")
     weight = weight.reshape(*weight.shape[:2], -1, weight.shape[-1])
     matrix = _by_phase(weight, rows, columns)
@@ -124,7 +124,7 @@ def lower_depth_to_space(b: Builder, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
     layout, side = b.layout_of(x), int_attribute(node, "blocksize", 0)
-    if layout is None or layout.axis != 1 or side * b.target.lanes > OVERSHOOT:
+    if layout is None or layout.axis != 1 or side > OVERSHOOT:
         lower_depth_space(b, node)
         return
     features = layout.features // side**2
@@ -141,7 +141,8 @@ def _step_shuffle(
     out: tuple[int, int],
 ) -> None:  # fmt: skip
     """`steps`: features of x from one output feature, one ky, one kx to the next."""
-    spec = PixelShuffle(kernel[1], b.target.lanes)
+    most = 1 << (OVERSHOOT // kernel[1]).bit_length() - 1
+    spec = PixelShuffle(kernel[1], min(b.target.lanes, most))
     width = x.shape[3]
     like = FeatureMajor(x.fm.images, 0, out[0] * out[1], 0, 0, 0, 0, 1)
     to = b.new_feature(node.outputs[0], like)

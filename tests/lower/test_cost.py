@@ -17,7 +17,10 @@ from sparsegraph.lower.problem import Operands, Problem
 from sparsegraph.lower.windows import Window
 
 V3 = targets.get("x86-64-v3")
-STORED = Path(product_cost.__file__).parent / "results" / "product-cost-x86-64-v3.json"
+STORED = {
+    name: Path(product_cost.__file__).parent / "results" / f"product-cost-{name}.json"
+    for name in ("x86-64-v3", "x86-64-v4")
+}
 DENSITIES = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -124,7 +127,7 @@ def test_lowering_and_kernels_agree_on_flat_gathers() -> None:
 
 
 def test_the_fit_finds_prices_and_foreign_times_show() -> None:
-    records = json.loads(STORED.read_text())["records"][::3]
+    records = json.loads(STORED[V3.name].read_text())["records"][::3]
     for record in records:
         record["ms"] = [2 * ms for ms in _model(record)]
     doubled = product_cost.fit(records, V3)
@@ -154,10 +157,11 @@ def _model(record: product_cost.Record) -> list[float]:
     return by_call
 
 
-def test_the_published_error_on_unseen_layers_is_what_the_measurements_give() -> None:
-    data = json.loads(STORED.read_text())
+@pytest.mark.parametrize("name", STORED)
+def test_the_published_error_on_unseen_layers_is_what_the_measurements_give(name: str) -> None:
+    data, target = json.loads(STORED[name].read_text()), targets.get(name)
     records = data["records"]
-    found = product_cost.table(records, product_cost.held_out(records, V3))
+    found = product_cost.table(records, product_cost.held_out(records, target))
     stored = {row["family"]: row for row in data["held_out"]}
     for row in found:
         assert row["records"] == stored[row["family"]]["records"]
@@ -167,9 +171,18 @@ def test_the_published_error_on_unseen_layers_is_what_the_measurements_give() ->
     assert len({r["layer"] for r in records}) >= 60
 
 
-def test_the_prices_in_use_are_fitted_to_the_stored_measurements() -> None:
-    records = json.loads(STORED.read_text())["records"]
-    fitted = product_cost.fit(records, V3)
+@pytest.mark.parametrize("name", STORED)
+def test_the_prices_in_use_are_fitted_to_the_stored_measurements(name: str) -> None:
+    records, target = json.loads(STORED[name].read_text())["records"], targets.get(name)
+    fitted, prices = product_cost.fit(records, target), cost.prices(target)
     for record in records[::7]:
-        want = product_cost.predicted(record, fitted, V3)
-        assert product_cost.predicted(record, cost.prices(V3), V3) == pytest.approx(want, rel=0.02)
+        want = product_cost.predicted(record, fitted, target)
+        assert product_cost.predicted(record, prices, target) == pytest.approx(want, rel=0.02)
+
+
+def test_of_two_measurements_the_shorter_counts() -> None:
+    records = json.loads(STORED[V3.name].read_text())["records"][:6]
+    slower = [{**r, "ms": [2 * ms for ms in r["ms"]]} for r in records]
+    mixed = [*slower[:3], *records[3:]]
+    assert product_cost.shorter(mixed, records[:5]) == records
+    assert product_cost.shorter([], slower) == slower

@@ -151,7 +151,9 @@ TRANSPOSED = [
     transposed((3, 2), dilations=[3, 2]),
     transposed((3, 3), native=False, strides=[2, 2], output_shape=[14, 22]),
     transposed((3, 3), native=False, strides=[2, 2], auto_pad="SAME_UPPER"),
-    transposed((3, 9), native=False, strides=[2, 9]),
+    transposed((3, 9), strides=[2, 9]),
+    transposed((1, 40), strides=[1, 40]),
+    transposed((1, 65), native=False, strides=[1, 65]),
     Case(
         [helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2], pads=[1, 1])],
         (2, 3, 13), {"w": np.random.default_rng(4).standard_normal((3, 4, 4)).astype(np.float32)},

@@ -22,8 +22,8 @@ def pruned(name: str, pattern: str, density: float, **sizes: int) -> onnx.ModelP
     [
         ("x86-64-v3", "4x1", 0.1, 3, 48), ("x86-64-v3", "2x1", 0.1, 4, 48),
         ("x86-64-v3", "unstructured", 0.1, 4, 48), ("x86-64-v3", "4x1", 0.9, 4, 48),
-        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 3, 48),
-        ("x86-64-v4", "unstructured", 0.25, 3, 48), ("x86-64-v4", "unstructured", 0.4, 4, 48),
+        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 2, 48),
+        ("x86-64-v4", "unstructured", 0.25, 2, 48), ("x86-64-v4", "unstructured", 0.4, 4, 48),
         ("x86-64-v4", "unstructured", 0.9, 4, 48), ("aarch64", "unstructured", 0.1, 8, 48),
         ("riscv64-v128", "4x1", 0.1, 4, 48),
     ],
