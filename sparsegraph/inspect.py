@@ -19,6 +19,7 @@ from sparsegraph.errors import UsageError, message
 from sparsegraph.graph import static_shape
 from sparsegraph.layers import Layer, weighted
 from sparsegraph.lower import cost, problem
+from sparsegraph.lower.builder import split_points
 from sparsegraph.lower.choose import Decide, choose
 from sparsegraph.lower.problem import Choice, Operands
 from sparsegraph.lower.tiling import tiled_for
@@ -321,8 +322,9 @@ def operands(layer: Layer, target: Target) -> Operands | None:
         return None
     weight, window = layer.matrix(), None
     if not layer.is_convolution:
-        images, points = (y[0], _size(y[1:-1])) if len(y) > 2 else (1, y[0])
-        axis, source = len(x) - 1, points
+        axis = len(x) - 1
+        images, points = split_points(y, len(y) - 1)
+        source = points
     else:
         if len(y) > 4:
             return None

@@ -19,12 +19,14 @@ from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Program, Ref, Step
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.kernels import convert
+from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar, planes
 from sparsegraph.targets.target import Target
 
 if TYPE_CHECKING:
     from sparsegraph.lower.expand import Expansion
 
+_FEW_POINTS = 16  # of an image; from there on they fill most of a tile
 SLACK_BYTES = 1024  # kernels may read past the end of a temporary, never write
 DTYPES = {
     ir.DataType.FLOAT: "float32",
@@ -150,6 +152,16 @@ class Builder:
         made = self.to_feature(value, self.row(value), axis, is_planar)
         forms["planar" if is_planar and "fm" in forms else "fm"] = made
         return made
+
+    def maps(self, value: ir.Value, *, is_planar: bool = False) -> Stored:
+        """The value [images, channels, ...] in feature-major order, as windows read it.
+
+        A view may hold the points of several images as those of one: a product's [N, C], reshaped.
+        """
+        layout = self.layout_of(value)
+        if layout is None or layout.axis != 1 or layout.images == shape_of(value)[0]:
+            return self.feature(value, 1, is_planar=is_planar)
+        return self.to_feature(value, self.row(value), 1, is_planar)
 
     def layout_of(self, value: ir.Value) -> FeatureMajor | None:
         """The feature-major layout in which the value is already stored, or None."""
@@ -374,10 +386,11 @@ class Builder:
         self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
 
     def to_feature(
-        self, value: ir.Value, form: Stored, axis: int, is_planar: bool = False
-    ) -> Stored:
+        self, value: ir.Value, form: Stored, axis: int, is_planar: bool = False,
+        *, by_image: bool = False,
+    ) -> Stored:  # fmt: skip
         """A feature-major copy of row-major `form`, which holds the value."""
-        images, points = split_points(form.shape, axis)
+        images, points = split_points(form.shape, axis, by_image=by_image)
         self.n_converted += form.size
         make = planar if is_planar or wants_planes(value) else blocked
         fm = make(images, form.shape[axis] if form.shape else 1, points, axis, self.target)
@@ -408,8 +421,8 @@ class Builder:
         return Stored(ref, array.shape, "float32", fm)
 
     def scratch_feature(self, value: ir.Value, shape: tuple[int, ...], axis: int) -> Stored:
-        """Feature-major room that is not the value's own form."""
-        images, points = split_points(shape, axis)
+        """Feature-major room, image by image, that is not the value's own form."""
+        images, points = split_points(shape, axis, by_image=True)
         fm = blocked(images, shape[axis], points, axis, self.target)
         ref = self.temporary(f"{value.name}.fm", 4 * fm.size)
         return Stored(ref, shape, "float32", fm)
@@ -446,12 +459,21 @@ def _sum(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {**a, **share, **both}
 
 
-def split_points(shape: Sequence[int], axis: int) -> tuple[int, int]:
-    """(images, points) for features on `axis`: the leading axis counts images from rank 3 on."""
+def split_points(shape: Sequence[int], axis: int, *, by_image: bool = False) -> tuple[int, int]:
+    """(images, points) for features on `axis`: the leading axis counts images from rank 3 on.
+
+    Where features are last and points few, all are points of one image, unless `by_image`: those
+    of an image would fill a small part of its tile. PyTorch's encoders take [tokens, batch,
+    features]: with 90 % zeros, 64 tokens and a batch of 4, one takes a quarter of the time so.
+    """
     rest = [d for i, d in enumerate(shape) if i != axis]
     images = rest[0] if len(shape) >= 3 else 1
     total = int(np.prod(rest, dtype=np.int64))
-    return images, total // images if images else 0
+    points = total // images if images else 0
+    is_last = axis == len(shape) - 1
+    if not by_image and is_last and points < _FEW_POINTS and (points > 1 or images > MOST_IMAGES):
+        return 1, total
+    return images, points
 
 
 def wants_planes(value: ir.Value) -> bool:

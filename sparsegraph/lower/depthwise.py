@@ -27,7 +27,7 @@ def lower_depthwise(
 ) -> None:
     """weight [outputs, 1, kh, kw]; the element-wise region that follows is fused."""
     source = b.expansions.get(name_of(x)) if _is_masked(window) else None
-    stored = source.z if source else b.feature(x, 1, is_planar=True)
+    stored = source.z if source else b.maps(x, is_planar=True)
     if not source and not stored.fm.is_planar:
         raise Declined("a constant map")
     result, (height, width) = node.outputs[0], window.out

@@ -27,9 +27,9 @@ def lower_pool(b: Builder, node: ir.Node) -> None:
         raise Declined(f"{out} windows do not make a map of {shape[2:]}")
     kind = "max" if node.op_type == "MaxPool" else "average"
     if kind == "average" and _covers(window) and out == (1, 1):
-        _step_global(b, node, b.feature(x, 1), "sum", 1.0 / (window.size[0] * window.size[1]))
+        _step_global(b, node, b.maps(x), "sum", 1.0 / (window.size[0] * window.size[1]))
         return
-    stored = b.feature(x, 1, is_planar=True)
+    stored = b.maps(x, is_planar=True)
     if not stored.fm.is_planar:
         raise Declined("a constant map")
     _step_windows(b, node, stored, window, out, kind)
@@ -91,7 +91,7 @@ def lower_global_pool(b: Builder, node: ir.Node) -> None:
     """GlobalAveragePool and GlobalMaxPool."""
     x = node.inputs[0]
     assert x is not None
-    stored = b.feature(x, 1)
+    stored = b.maps(x)
     if node.op_type == "GlobalMaxPool":
         _step_global(b, node, stored, "max", 1.0)
     else:

@@ -91,7 +91,7 @@ def lower_conv(b: Builder, node: ir.Node) -> None:
     if groups == 1 and window.is_patches:
         _lower_patches(b, node, x, weight, bias, window)
         return
-    stored = b.feature(x, 1)
+    stored = b.maps(x)
     result = node.outputs[0]
     points = window.out[0] * window.out[1]
     layout = FeatureMajor(stored.fm.images, 0, points, 0, 0, 0, 0, 1)

@@ -26,7 +26,7 @@ def lower_resize(b: Builder, node: ir.Node) -> None:
     _check(node, shape, out, mode)
     scales = _scales(node, shape, out)
     axes = [_positions(node, shape[i], out[i], scales[i]) for i in (2, 3)]
-    stored = b.feature(x, 1, is_planar=True)
+    stored = b.maps(x, is_planar=True)
     if not stored.fm.is_planar:
         raise Declined("a constant map")
     fm, width, lanes = stored.fm, shape[3], b.target.lanes

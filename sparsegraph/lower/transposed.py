@@ -66,7 +66,7 @@ def lower_conv_transpose(b: Builder, node: ir.Node) -> None:
             columns.positions - size[1] + columns.window - 1 - columns.before)  # fmt: skip
     ones = (1, 1)
     window = Window(size, (rows.window, columns.window), ones, ones, pads)
-    stored = b.feature(x, 1)
+    stored = b.maps(x)
     positions = (rows.positions, columns.positions)
     assert window.out == positions
     points = positions[0] * positions[1]
@@ -133,7 +133,7 @@ def lower_depth_to_space(b: Builder, node: ir.Node) -> None:
     else:
         steps = (1, side * features, features)
     out = shape_of(node.outputs[0])[2:]
-    _step_shuffle(b, node, b.feature(x, 1, is_planar=True), (side, side), steps, (out[0], out[1]))
+    _step_shuffle(b, node, b.maps(x, is_planar=True), (side, side), steps, (out[0], out[1]))
 
 
 def _step_shuffle(
