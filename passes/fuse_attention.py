@@ -105,7 +105,7 @@ class FuseAttention(RewritePass):
         if found.mask is not None:
             mask = _additive(found, build)
             lost = _lost(mask, build) if found.mask.keeps_nan else None
-            inputs.append(_spread(mask, found, build))
+            inputs.append(build.expanded(mask, (*_shape(mask)[:-2], *_full(found))))
         shape = static_shape(found.output)
         assert shape is not None
         full = shape if len(shape) == 4 else (1, *shape)
@@ -404,15 +404,6 @@ def _constant_mask(
     if array.ndim == 3:
         array = array[None]
     return build.constant(array, f"{mask.value.name}_mask", mask.value)
-
-
-def _spread(value: ir.Value, found: Found, build: Builder) -> ir.Value:
-    """Expand queries and keys: ONNX Runtime broadcasts only batch and heads of a mask."""
-    target = (*_shape(value)[:-2], *_full(found))
-    if _shape(value) == target:
-        return value
-    size = build.constant(np.array(target, np.int64), f"{build.hint}_mask_shape")
-    return build.op("Expand", [value, size], like=value, shape=target)
 
 
 def _lost(mask: ir.Value, build: Builder) -> ir.Value:

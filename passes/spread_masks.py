@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.graph import input_at, is_op, is_used, static_shape
@@ -51,7 +50,7 @@ class SpreadMasks(RewritePass):
     def rewrite(self, found: Found, build: Builder) -> Sequence[ir.Value]:
         """The same Attention of the expanded mask."""
         node, inputs = found.node, list(found.node.inputs)
-        size = build.constant(np.array(found.shape, np.int64), f"{build.hint}_mask_shape")
-        inputs[3] = build.op("Expand", [inputs[3], size], like=inputs[3], shape=found.shape)
+        assert inputs[3] is not None
+        inputs[3] = build.expanded(inputs[3], found.shape)
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         return [build.op("Attention", inputs, attributes, like=node.outputs[0])]

@@ -205,11 +205,9 @@ def _name_outputs(model: ir.Model, name: str) -> None:
 
 def _expand(model: ir.Model, name: str) -> None:
     """Spell out ONNX Runtime's own norms and activations; proved against what stood there."""
-    step = ExpandContrib()
-    if not any(isinstance(step.match(node, model.graph), ir.Node) for node in model.graph):
-        return
     before = model.clone()
-    step.run(model, Fuel())
+    if not ExpandContrib().run(model, Fuel()).n_applied:
+        return
     reason = _difference(model, before)
     if reason:
         fix = "report it, and export without ONNX Runtime's optimiser"

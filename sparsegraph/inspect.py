@@ -323,7 +323,7 @@ def operands(layer: Layer, target: Target) -> Operands | None:
     weight, window = layer.matrix(), None
     if not layer.is_convolution:
         axis = len(x) - 1
-        images, points = split_points(y, len(y) - 1)
+        images, points = split_points(y, len(y) - 1, together=True)
         source = points
     else:
         if len(y) > 4:

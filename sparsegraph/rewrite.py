@@ -15,7 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import PassError, message
-from sparsegraph.graph import all_names, is_used, remove_dead, remove_unused_initializers
+from sparsegraph.graph import (
+    all_names,
+    is_used,
+    remove_dead,
+    remove_unused_initializers,
+    static_shape,
+)
 
 Attribute: TypeAlias = int | float | str | Sequence[int] | Sequence[float]
 
@@ -108,6 +114,13 @@ class Builder:
             value.metadata_props[FROM] = ",".join(dict.fromkeys(origins))
         self.constants.append(value)
         return value
+
+    def expanded(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """An Expand of the value to `shape`; the value itself if it has that shape."""
+        if static_shape(value) == shape:
+            return value
+        size = self.constant(np.array(shape, np.int64), f"{self.hint}_shape")
+        return self.op("Expand", [value, size], like=value, shape=shape)
 
     def unique(self, name: str) -> str:
         """The name, or the name with a number when it is taken."""

@@ -77,7 +77,7 @@ def _heads(b: Builder, node: ir.Node, index: int, attr: str) -> Heads:
             raise Declined(f"3-d attention without {attr}")
         stored = b.feature(value, 2)
         if stored.fm.images != shape[0]:
-            stored = b.to_feature(value, b.row(value), 2, by_image=True)
+            stored = b.to_feature(value, b.row(value), 2)
         return _slices(stored, shape[0], heads, shape[2] // heads)
     source = _before_split(value)
     if source is not None and b.is_ready(source):
@@ -86,7 +86,7 @@ def _heads(b: Builder, node: ir.Node, index: int, attr: str) -> Heads:
             return _slices(stored, shape[0], shape[1], shape[3])
     images, heads, points, depth = shape
     flat = replace(b.row(value), shape=(images * heads, points, depth))
-    stored = b.to_feature(value, flat, 2, by_image=True)
+    stored = b.to_feature(value, flat, 2)
     return Heads(stored, images, heads, depth, heads * stored.fm.image, stored.fm.image)
 
 

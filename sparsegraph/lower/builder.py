@@ -140,7 +140,8 @@ class Builder:
         if constant(value) is not None and "fm" not in forms:
             array = constant(value)
             assert array is not None
-            return self.keep(value, self.constant_planes(f"{value.name}.fm", array, axis))
+            stored = self.constant_planes(f"{value.name}.fm", array, axis, together=True)
+            return self.keep(value, stored)
         for kind in ("fm", "planar"):
             form = forms.get(kind)
             if form and form.fm.axis == axis and (form.fm.is_planar or not is_planar):
@@ -149,7 +150,7 @@ class Builder:
         if form and form.fm.axis == axis:
             forms["planar"] = self._copy(value, form, is_planar=True)
             return forms["planar"]
-        made = self.to_feature(value, self.row(value), axis, is_planar)
+        made = self.to_feature(value, self.row(value), axis, is_planar, together=True)
         forms["planar" if is_planar and "fm" in forms else "fm"] = made
         return made
 
@@ -387,10 +388,10 @@ class Builder:
 
     def to_feature(
         self, value: ir.Value, form: Stored, axis: int, is_planar: bool = False,
-        *, by_image: bool = False,
+        *, together: bool = False,
     ) -> Stored:  # fmt: skip
         """A feature-major copy of row-major `form`, which holds the value."""
-        images, points = split_points(form.shape, axis, by_image=by_image)
+        images, points = split_points(form.shape, axis, together=together)
         self.n_converted += form.size
         make = planar if is_planar or wants_planes(value) else blocked
         fm = make(images, form.shape[axis] if form.shape else 1, points, axis, self.target)
@@ -412,17 +413,19 @@ class Builder:
         self.step(kernel, args, fm.images * fm.tiles, tiled=("y", "x"), detail=detail)
         return made
 
-    def constant_planes(self, name: str, array: np.ndarray, axis: int) -> Stored:
+    def constant_planes(
+        self, name: str, array: np.ndarray, axis: int, *, together: bool = False
+    ) -> Stored:
         """A constant, stored feature-major in the weight file."""
-        images, points = split_points(array.shape, axis)
+        images, points = split_points(array.shape, axis, together=together)
         fm = blocked(images, array.shape[axis], points, axis, self.target)
         planes = np.moveaxis(array, axis, -1).reshape(images, points, -1).transpose(0, 2, 1)
         ref = self.weight(name, convert.pack(planes, fm))
         return Stored(ref, array.shape, "float32", fm)
 
     def scratch_feature(self, value: ir.Value, shape: tuple[int, ...], axis: int) -> Stored:
-        """Feature-major room, image by image, that is not the value's own form."""
-        images, points = split_points(shape, axis, by_image=True)
+        """Feature-major room that is not the value's own form."""
+        images, points = split_points(shape, axis)
         fm = blocked(images, shape[axis], points, axis, self.target)
         ref = self.temporary(f"{value.name}.fm", 4 * fm.size)
         return Stored(ref, shape, "float32", fm)
@@ -459,11 +462,11 @@ def _sum(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {**a, **share, **both}
 
 
-def split_points(shape: Sequence[int], axis: int, *, by_image: bool = False) -> tuple[int, int]:
+def split_points(shape: Sequence[int], axis: int, *, together: bool = False) -> tuple[int, int]:
     """(images, points) for features on `axis`: the leading axis counts images from rank 3 on.
 
-    Where features are last and points few, all are points of one image, unless `by_image`: those
-    of an image would fill a small part of its tile. PyTorch's encoders take [tokens, batch,
+    With `together`, points that are few and whose features are last count as those of one image,
+    since those of each would fill a small part of its tile. PyTorch's encoders take [tokens, batch,
     features]: with 90 % zeros, 64 tokens and a batch of 4, one takes a quarter of the time so.
     """
     rest = [d for i, d in enumerate(shape) if i != axis]
@@ -471,7 +474,7 @@ def split_points(shape: Sequence[int], axis: int, *, by_image: bool = False) -> 
     total = int(np.prod(rest, dtype=np.int64))
     points = total // images if images else 0
     is_last = axis == len(shape) - 1
-    if not by_image and is_last and points < _FEW_POINTS and (points > 1 or images > MOST_IMAGES):
+    if together and is_last and points < _FEW_POINTS and (points > 1 or images > MOST_IMAGES):
         return 1, total
     return images, points
 

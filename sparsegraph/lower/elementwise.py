@@ -51,7 +51,7 @@ def feature_kind(b: Builder, value: ir.Value, result: ir.Value, layout: FeatureM
 
 def _can_convert(shape: tuple[int, ...], layout: FeatureMajor) -> bool:
     """True if a row-major value becomes feature-major with the images and points of `layout`."""
-    if split_points(shape, layout.axis) != (layout.images, layout.points):
+    if split_points(shape, layout.axis, together=True) != (layout.images, layout.points):
         return False
     before = int(np.prod(shape[: layout.axis], dtype=np.int64))
     return bool(before == layout.images) or layout.axis == len(shape) - 1
