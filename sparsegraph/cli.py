@@ -357,6 +357,9 @@ def compile_model(
     keep_native: Annotated[
         bool, typer.Option(help="Never leave the whole model to ONNX Runtime.")
     ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="Weights that take the least memory, not time.")
+    ] = False,
     tune: Annotated[
         bool,
         typer.Option(
@@ -393,7 +396,7 @@ def compile_model(
         with screen.progress() as report:
             compiled = run(
                 model, name, shapes=variants, threads=threads, output=path, check=check,
-                fallback=fallback, keep_native=keep_native, skip=skip or (), tune=tune,
+                fallback=fallback, keep_native=keep_native, small=small, skip=skip or (), tune=tune,
                 tuning=tuning, devices=measuring, progress=report,
             )  # fmt: skip
         manifest = compiled.manifest.model_dump(mode="json", by_alias=True)

@@ -22,7 +22,7 @@ from sparsegraph.devices import Device
 from sparsegraph.errors import UnsupportedError, UsageError, VerifyError, message
 from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
-from sparsegraph.lower.choose import Decide
+from sparsegraph.lower.choose import Decide, smallest
 from sparsegraph.manifest import Code, Manifest
 from sparsegraph.program import Plan
 from sparsegraph.progress import Progress, silent
@@ -105,6 +105,7 @@ def compile(
     check: bool = True,
     fallback: bool = True,
     keep_native: bool = False,
+    small: bool = False,
     skip: Collection[str] = (),
     tune: bool = False,
     tuning: str | Path | None = None,
@@ -127,6 +128,8 @@ def compile(
             estimated, or if quantised measured, to be slower here than there; never for WebAssembly
             modules and C source.
         keep_native: never leave the whole model to ONNX Runtime.
+        small: each weight in the form that takes the least memory, not the least time; nothing is
+            left to ONNX Runtime for its speed.
         skip: passes to leave out.
         tune: measure the best ways to compute each product, instead of trusting the cost model.
         tuning: the file of measured times; without `tune` it is only read, with it the default is
@@ -158,9 +161,15 @@ def compile(
     tuner, decide = chosen_by(
         machines, tune, None if tuning is None else Path(tuning), report, devices
     )
+    if small:
+        if decide is not None:
+            fix = "leave one of them away"
+            found = "--small, and times to choose by"
+            raise UsageError(message("option", "small", found, "one of them", fix))
+        decide = lambda case, _, target: smallest(case, target)  # noqa: E731
     work = _Work(
-        machines, threads, check, skip, fallback, fallback and not keep_native, is_here, tuner,
-        decide, report,
+        machines, threads, check, skip, fallback, fallback and not (keep_native or small), is_here,
+        tuner, decide, report,
     )  # fmt: skip
     models, records = [], []
     plans: list[list[Plan]] = []

@@ -43,6 +43,16 @@ def choose(problem: Problem, target: Target) -> Choice:
     return dataclasses.replace(other, dense_ms=dense_ms, break_even=limit)
 
 
+def smallest(problem: Problem, target: Target) -> Choice:
+    """The way whose weights take the least memory; of equal ones the cheapest."""
+    best = choose(problem, target)
+    ways = [best, *_priced([dense(problem, target)], problem, target)]
+    if problem.density < 1:
+        ways += _priced([coded(problem, target)], problem, target)
+    found = min(ways, key=lambda c: (cost.weight_bytes(problem, c), c.ms))
+    return dataclasses.replace(found, dense_ms=best.dense_ms, break_even=best.break_even)
+
+
 def unstructured(problem: Problem, target: Target) -> list[Choice]:
     """Ways that read every weight."""
     return [dense(problem, target), *(winograd(problem, m, target) for m in problem.patches)]

@@ -86,6 +86,15 @@ def ours_ms(problem: Problem, choice: Choice, target: Target, table: Prices | No
     return sum(_price(table[kernel], n) for kernel, n in counts(problem, choice, target)) / 1e6
 
 
+def weight_bytes(problem: Problem, choice: Choice) -> float:
+    """Bytes of the weight as a choice stores it, without what it counts per group of rows."""
+    if choice.patch:
+        kept = problem.filter.phases * problem.filter.size(choice.patch) ** 2
+        return 4.0 * problem.rows * problem.channels * kept
+    per_weight = _CODED_BYTES * problem.density if choice.weight == "coded" else 4.0
+    return per_weight * problem.rows * problem.columns
+
+
 def dense_ms(problem: Problem, target: Target, table: Prices | None = None) -> float:
     """Predicted milliseconds of ONNX Runtime's dense kernel, on one thread."""
     kernel, n = reference_counts(problem, target)
