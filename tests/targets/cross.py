@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,17 @@ LIMIT = 1e-4  # largest |a - b| / max |b|
 
 
 def require(*tools: str) -> None:
-    """Skip the test, naming the package, unless all commands are installed."""
+    """Skip the test, naming the packages, unless all commands are installed, and C libraries."""
     for tool in tools:
-        if shutil.which(tool) is None:
+        path = shutil.which(tool)
+        if path is None or ("linux" in tool and tool.endswith("gcc") and not _has_headers(path)):
             pytest.skip(f"needs {tool} (Debian: {PACKAGES[tool]})")
+
+
+@cache
+def _has_headers(compiler: str) -> bool:
+    command = [compiler, "-E", "-include", "stdio.h", "-x", "c", "/dev/null"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def require_for(target: Target) -> None:

@@ -8,6 +8,7 @@ from sparsegraph.targets import link
 
 from sparsegraph import targets
 from sparsegraph.errors import UnsupportedError
+from tests.targets import cross
 
 COMPILER = "aarch64-linux-gnu-gcc"
 NO_HEADER = "/usr/include/stdint.h:26:10: fatal error: bits/libc-header-start.h: No such file"
@@ -29,6 +30,8 @@ def build(folder: Path, says: str) -> str:
 def test_a_compiler_without_its_c_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     text = build(tmp_path, NO_HEADER)
+    with pytest.raises(pytest.skip.Exception, match="libc6-dev-arm64-cross"):
+        cross.require(COMPILER)
     assert "bits/libc-header-start.h" in text
     assert "install the Debian packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross" in text
     text = build(tmp_path, "m.c:1:1: error: expected a declaration")
