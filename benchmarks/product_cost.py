@@ -225,10 +225,9 @@ def main() -> None:
     if not given.no_measure:
         begun = results.begin(["benchmarks.product_cost"])
         data |= {"commit": begun.commit, "machine": begun.machine, "versions": begun.versions}
-        earlier = data["records"] if given.again else []
-        data["records"] = [] if given.again else data["records"]
-        _measure(data["records"], target, given.seconds)
-        data["records"] = shorter(earlier, data["records"])
+        measured = [] if given.again else data["records"]
+        _measure(measured, target, given.seconds)
+        data["records"] = shorter(data["records"], measured)
     records = data["records"]
     if not records:
         parser.error(f"{path} holds no measurements")

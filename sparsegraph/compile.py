@@ -159,14 +159,8 @@ def compile(
             found = f"{len(several)} shapes"
             raise UnsupportedError(message("target", str(machine), found, "one shape", fix))
     tuner, decide = chosen_by(
-        machines, tune, None if tuning is None else Path(tuning), report, devices
+        machines, tune, None if tuning is None else Path(tuning), report, devices, small=small
     )
-    if small:
-        if decide is not None:
-            fix = "leave one of them away"
-            found = "--small, and times to choose by"
-            raise UsageError(message("option", "small", found, "one of them", fix))
-        decide = lambda case, _, target: smallest(case, target)  # noqa: E731
     work = _Work(
         machines, threads, check, skip, fallback, fallback and not (keep_native or small), is_here,
         tuner, decide, report,
@@ -259,12 +253,20 @@ def chosen_by(
     path: Path | None,
     report: Progress,
     devices: Sequence[Device],
+    *,
+    small: bool = False,
 ) -> tuple[Tuner | None, Decide | None]:
     """What measures, if anything does, and what decides, if the cost model does not."""
     if devices and not tune:
         raise UsageError(
             message("option", "devices", "no tuning", "something to measure", "--tune")
         )
+    if small and (tune or path is not None):
+        fix = "leave one of them away"
+        found = "--small, and times to choose by"
+        raise UsageError(message("option", "small", found, "one of them", fix))
+    if small:
+        return None, lambda case, _, target: smallest(case, target)
     if not tune and path is None:
         return None, None
     if len(machines) > 1:
