@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsegraph.targets import emit
-from sparsegraph.targets.kernel import prim_func
+from sparsegraph.targets.kernel import Kernel, prim_func
 from sparsegraph.targets.kernels import direct
 from sparsegraph.targets.kernels.direct import Direct
 from sparsegraph.targets.kernels.product import UNIT, Product
@@ -146,7 +146,7 @@ class Loop:
         return self.joined * (self.fused or self.products)
 
 
-def assembly(target: Target, kernel: Product | Direct) -> list[str]:
+def assembly(target: Target, kernel: Kernel) -> list[str]:
     """Labels and instructions of the kernel, without directives and comments."""
     text = emit.assembly({kernel.name: prim_func(kernel, target)}, target)
     comment = SYNTAX[target.arch].comment

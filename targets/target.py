@@ -142,6 +142,14 @@ class Target:
         return self.lanes > 1 or not self.narrow_index
 
     @property
+    def shuffle_lanes(self) -> int:
+        """Lanes of vectors whose lanes are exchanged or picked.
+
+        LLVM takes the lanes of an SVE register, which may be longer, through memory.
+        """
+        return 4 if self.sve_bits else self.lanes
+
+    @property
     def panel_line(self) -> int:
         """Float32 values of which a row of a gathered panel takes a multiple: whole vectors.
 

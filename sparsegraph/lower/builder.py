@@ -380,7 +380,7 @@ class Builder:
         """Copy `form` to row-major [images, points, total] memory, from the feature at `to` on."""
         fm = form.fm
         self.n_converted += fm.images * fm.points * fm.features
-        kernel = convert.Transpose("tokens", self.target.lanes)
+        kernel = convert.Transpose("tokens", self.target.shuffle_lanes)
         args = (to, fm.points * total, total, *form.strides(), fm.tiles, fm.features, fm.points,
                 fm.block)  # fmt: skip
         detail = f"layout of {to.buffer}"
@@ -404,7 +404,7 @@ class Builder:
             args = (*made.strides(), form.address, *plane, fm.tiles, fm.features, fm.points,
                     fm.block)  # fmt: skip
         elif axis == len(form.shape) - 1:
-            kernel = convert.Transpose("feature", lanes)
+            kernel = convert.Transpose("feature", self.target.shuffle_lanes)
             args = (*made.strides(), form.address, fm.points * fm.features, fm.features,
                     fm.tiles, fm.features, fm.points, fm.block)  # fmt: skip
         else:

@@ -59,7 +59,8 @@ def _covers(window: Window) -> bool:
 def _step_windows(
     b: Builder, node: ir.Node, x: Stored, window: Window, out: tuple[int, int], kind: str
 ) -> None:
-    lanes, result = b.target.lanes, node.outputs[0]
+    lanes = b.target.lanes if window.stride[1] == 1 else b.target.shuffle_lanes
+    result = node.outputs[0]
     (height, width), (top, left, bottom, right) = window.size, window.pads
     steps = [(window.kernel[i], window.stride[i], window.dilation[i]) for i in (0, 1)]
     first, count = rows_of_windows(height, out[0], *steps[0], top)

@@ -29,7 +29,7 @@ def lower_resize(b: Builder, node: ir.Node) -> None:
     stored = b.maps(x, is_planar=True)
     if not stored.fm.is_planar:
         raise Declined("a constant map")
-    fm, width, lanes = stored.fm, shape[3], b.target.lanes
+    fm, width, lanes = stored.fm, shape[3], b.target.shuffle_lanes
     like = FeatureMajor(fm.images, 0, out[2] * out[3], 0, 0, 0, 0, 1)
     if mode == "nearest":
         nearest = [_rounded(node, p, s) for p, s in zip(axes, scales[2:])]

@@ -142,7 +142,7 @@ def _step_shuffle(
 ) -> None:  # fmt: skip
     """`steps`: features of x from one output feature, one ky, one kx to the next."""
     most = 1 << (OVERSHOOT // kernel[1]).bit_length() - 1
-    spec = PixelShuffle(kernel[1], min(b.target.lanes, most))
+    spec = PixelShuffle(kernel[1], min(b.target.shuffle_lanes, most))
     width = x.shape[3]
     like = FeatureMajor(x.fm.images, 0, out[0] * out[1], 0, 0, 0, 0, 1)
     to = b.new_feature(node.outputs[0], like)

@@ -2,11 +2,15 @@
 
     y[m, oy, ox] = epilogue(bias[m] + sum over taps of w[m, ky, kx] * x[m // multiplier, iy, ix])
 
+Each vector of columns is computed from the top down: a row of the map is read once and adds to the
+sums of all rows of the result that it touches, of which the topmost is then complete. Few registers
+hold addresses or sums, so that the weights stay in the others. `rows` rows of the result are
+computed before the next columns, so that what neighbours share is still in the level 1 cache.
+
 Columns outside the map are cleared by bits, which hide whatever the vector holds there (the end of
-the row above, NaN); rows outside it are skipped. Vectors away from the borders need neither and
-have code of their own. Horizontal stride 1 or 2: with stride 2 one shuffle within 128 bits takes
-every second value of two vectors, and the sums are put in order at the end. `window.rows` rows of
-the result share their loads. Items are images * channels (output channels).
+the row above, NaN); rows outside it are skipped. Vectors away from the borders have code of their
+own. Horizontal stride 1 or 2: with stride 2 one shuffle within 128 bits takes every second value
+of two vectors, and the sums are put in order at the end. Items are images * output channels.
 
 With `expand` x is not in memory but the product of a few planes: channel by channel
 
@@ -19,12 +23,13 @@ Planes at least a vector wide are written straight away (`direct`), other layout
 plane in scratch. Planes are faster: one row of a tile after the other lies far apart, and each
 store opens a line in another page (32@112: 120 us straight to planes, 150 to tiles).
 
-Measured on AVX2 (2.87 GHz), 3x3, microseconds with the padded copy and without: 32@112 237 to 181,
-128@56 225 to 177, 256@28 117 to 100; stride 2: 64@112 223 to 143, 256@28 71 to 50, 512@14 55 to 33.
-Stride 1 on maps of two vectors a row has no inner vectors: 66 either way.
+Measured with AVX-512, 3x3, microseconds with four rows at a time and from the top down: 128@56 108
+to 87, 256@28 62 to 42, 1024@7 50 to 33; stride 2: 64@112 97 to 84, 256@28 32 to 24, 512@14 42 to 18
+(two vectors of 8 lanes take the place of one of 16). 32@112 waits for memory: 72 either way.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +42,8 @@ from sparsegraph.targets.kernels.math import bits
 from sparsegraph.targets.kernels.window import Window, operand_params
 from sparsegraph.targets.target import Target
 
+from sparsegraph.formats import QUAD
+
 MOST_TAPS = 49  # written out once with masks and once without
 LEAD = 16  # values before a plane that may be read
 
@@ -47,19 +54,17 @@ class Border:
 
     Attributes:
         pads: (top, left).
-        edges: input rows of the first and of the last group of rows that may lie outside.
         below: rows below the map that are read.
         masked: per kernel column whether it ever lies outside.
     """
 
     pads: tuple[int, int]
-    edges: tuple[int, int]
     below: int
     masked: tuple[bool, ...]
 
     @property
     def name(self) -> str:
-        numbers = "_".join(map(str, (*self.pads, *self.edges)))
+        numbers = "_".join(map(str, (*self.pads, self.below)))
         return f"p{numbers}_m{''.join(str(int(m)) for m in self.masked)}"
 
 
@@ -71,9 +76,7 @@ def border(
     below = max(0, (out[0] - 1) * sy + (kh - 1) * dy - pads[0] - size[0] + 1)
     ends = [kx * dx - pads[1] for kx in range(kw)]
     masked = tuple(e < 0 or (out[1] - 1) * sx + e >= size[1] for e in ends)
-    reach = (window.rows - 1) * sy + (kh - 1) * dy
-    # the last group begins at the same distance from the bottom, so `below` of its rows are outside
-    return Border(pads, (min(pads[0], reach + 1), min(below, reach + 1)), below, masked)
+    return Border(pads, below, masked)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class MaskedDepthwise:
     """Spec of one kernel.
 
     Attributes:
-        window: kernel, stride, dilation, rows at a time (at most those of the result), lanes.
+        window: kernel, stride, dilation, one row at a time, lanes.
         border: what lies outside.
         direct: y is planar and at least `lanes` wide, no operand is feature-major.
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
@@ -123,7 +126,7 @@ class MaskedDepthwise:
             "y:float32* y_image:int32 y_tile:int32 y_row:int32 "
             + source
             + "scratch:float32* height:int32 width:int32 out_height:int32 out_width:int32 "
-            + "block:int32 channels:int32 weights:float32* bias:float32* "
+            + "rows:int32 block:int32 channels:int32 weights:float32* bias:float32* "
             + "multiplier:int32 "
         )
         return emit.signature(text + operand_params(self.operands))
@@ -141,7 +144,7 @@ class MaskedDepthwise:
         return int(4 * n)
 
     def body(self, target: Target) -> Any:
-        return lambda **args: _Emitter(self, args).run()
+        return lambda **args: _Emitter(self, args, target).run()
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ class Expand:
 
 
 class _Emitter:
-    def __init__(self, spec: MaskedDepthwise, args: dict[str, Expr]) -> None:
+    def __init__(self, spec: MaskedDepthwise, args: dict[str, Expr], target: Target) -> None:
+        self.index = "int64" if "64" in target.arch else "int32"  # as wide as an address
+        self.scalar_factors = target.scalar_factors
         self.spec, self.a, self.window, self.lanes = spec, args, spec.window, spec.window.lanes
         lanes = self.lanes
         self.even = list(range(0, 2 * lanes, 2))
@@ -194,7 +199,7 @@ class _Emitter:
         return emit.divide(n + (self.lanes - 1), self.lanes)
 
     def plane(self, image: Expr, channel: Expr) -> None:
-        """One plane of the result."""
+        """One plane of the result: some rows of all columns, then the next rows."""
         a, w, lanes = self.a, self.window, self.lanes
         if self.spec.expand:
             self.fill_map(self.spec.expand, image, channel)
@@ -203,22 +208,22 @@ class _Emitter:
             x = bind(image * a["x_image"] + emit.divide(channel, a["multiplier"]) * a["x_row"])
         y = bind(image * a["y_image"] + channel * a["y_row"])
         self.prepare(channel)
-        reach = (w.rows - 1) * w.stride[0] + (w.kernel[0] - 1) * w.dilation[0]
-        with loop(0, emit.divide(a["out_height"] + (w.rows - 1), w.rows)) as group:
-            oy = bind(emit.minimum(group * w.rows, a["out_height"] - w.rows))
-            iy = bind(oy * w.stride[0] - self.spec.border.pads[0])
-            at = bind(x + iy * a["width"])
-            rows_inside = T.And(iy >= 0, iy + reach < a["height"])
+        with loop(0, emit.divide(a["out_height"] + a["rows"] - 1, a["rows"])) as part:
+            oy = bind(part * a["rows"])
+            rows = bind(emit.minimum(a["rows"], a["out_height"] - oy))
+            at = bind(x + (oy * w.stride[0] - self.spec.border.pads[0]) * a["width"])
+            to = bind((y if self.spec.direct else self.flat) + oy * a["out_width"])
             with loop(0, self.n_columns) as v:
                 ox = bind(emit.minimum(v * lanes, self.last_column))
-                inside = self.columns_inside(ox)
-                if not self.spec.expand:
-                    inside = T.And(rows_inside, inside)
-                with emit.choose(inside) as (then, otherwise):
-                    with then:
-                        self.windows(at, iy, oy, ox, y, {})
-                    with otherwise:
-                        self.windows(at, iy, oy, ox, y, self.masks(v))
+                first, begin = bind(at + ox * w.stride[1]), bind(to + ox)
+                if self.taps:
+                    with emit.choose(self.columns_inside(ox)) as (then, otherwise):
+                        with then:
+                            self.down(first, begin, oy, rows, {})
+                        with otherwise:
+                            self.down(first, begin, oy, rows, self.masks(v))
+                else:
+                    self.down(first, begin, oy, rows, {})
         self.end_plane(image, channel, y)
 
     def prepare(self, channel: Expr) -> None:
@@ -226,11 +231,20 @@ class _Emitter:
         a, lanes = self.a, self.lanes
         n_taps = self.window.kernel[0] * self.window.kernel[1]
         first = bind(channel * n_taps)
-        self.weights = [bind(splat(load(a["weights"], first + i), lanes)) for i in range(n_taps)]
+        self.weights = self.spread(first, n_taps)
         self.bias = bind(splat(load(a["bias"], channel), lanes))
         kinds = enumerate(self.spec.operands)
         names = [f"o{i}" if kind == "feature" else None for i, kind in kinds]
         self.constants = [n and bind(splat(load(a[n], channel), lanes)) for n in names]
+
+    def spread(self, first: Expr, n: int) -> list[Expr]:
+        """A vector of each of n weights, which share registers where instructions name a lane."""
+        weights, lanes = self.a["weights"], self.lanes
+        if lanes != QUAD or n < QUAD or self.scalar_factors:
+            return [bind(splat(load(weights, first + i), lanes)) for i in range(n)]
+        starts = [min(i - i % QUAD, n - QUAD) for i in range(n)]
+        quads = {start: bind(load(weights, first + start, QUAD)) for start in sorted(set(starts))}
+        return [emit.shuffle([quads[at]], [i - at] * QUAD) for i, at in enumerate(starts)]
 
     # ------------------------------------------------------------ the map from a product
 
@@ -308,36 +322,71 @@ class _Emitter:
         loads = [load(self.a["scratch"], (v * n + i) * lanes, lanes) for i in range(n)]
         return {kx: bind(bits(x, "int32")) for kx, x in zip(self.taps, loads)}
 
-    def windows(
-        self, at: Expr, iy: Expr, oy: Expr, ox: Expr, y: Expr, masks: dict[int, Expr]
-    ) -> None:
-        """One vector of each of `rows` rows of the result; without masks all is inside."""
-        w, guard = self.window, bool(masks) or not self.taps
-        uses: dict[int, list[tuple[int, int]]] = {}
-        for r in range(w.rows):
-            for ky in range(w.kernel[0]):
-                uses.setdefault(r * w.stride[0] + ky * w.dilation[0], []).append((r, ky))
-        acc = [Cell("float32", self.lanes) for _ in range(w.rows)]
-        for cell in acc:
-            cell.set(self.bias)
-        place = bind(at + ox * w.stride[1])
-        for j, pairs in sorted(uses.items()):
-            with self.if_inside(bind(iy + j), j, max(uses), guard):
-                for kx, x in self.row_taps(bind(place + j * self.a["width"])):
-                    if kx in masks:
-                        x = bits(bits(x, "int32") & masks[kx], "float32")
-                    x = bind(x)
-                    for r, ky in pairs:
-                        weight = self.weights[ky * w.kernel[1] + kx]
-                        acc[r].set(acc[r].get() + weight * x)
-        for r, cell in enumerate(acc):
-            self.put(self.in_order(cell.get()), bind((oy + r) * self.a["out_width"] + ox), y)
+    def down(self, at: Expr, to: Expr, oy: Expr, rows: Expr, masks: dict[int, Expr]) -> None:
+        """One vector of each of `rows` rows of the result; without masks no column is outside.
 
-    def if_inside(self, row: Expr, j: int, last: int, guard: bool) -> Any:
-        """A condition on map row `row`, the j-th of a group, if it may lie outside."""
-        first_rows, last_rows = self.spec.border.edges
-        above, below = j < first_rows, j > last - last_rows
-        if self.spec.expand or not guard or not (above or below):
+        From the top down: every row of the map is read once and adds to the sums of all rows of the
+        result that it touches; the topmost sum is then complete.
+        """
+        w, border = self.window, self.spec.border
+        reach, step = (w.kernel[0] - 1) * w.dilation[0], w.stride[0]
+        sums = [Cell("float32", self.lanes) for _ in range(reach // step + 1)]
+        for cell in sums:
+            cell.set(self.bias)
+        place, result = Cell(self.index), Cell(self.index)
+        place.set(self.wide(at))
+        result.set(self.wide(to))
+        lead = max(0, reach + 1 - step)  # rows that the first row of the result shares
+        width, out_width = self.wide(self.a["width"]), self.wide(self.a["out_width"])
+
+        def add(j: int, number: Expr, above: bool, below: bool) -> None:
+            """Row j of the first window, which is row `number` of the map."""
+            pairs = [divmod(j - ky * w.dilation[0], step) for ky in range(w.kernel[0])]
+            uses = [(i, ky) for ky, (i, rest) in enumerate(pairs) if i >= 0 and not rest]
+            if uses:
+                with self.if_inside(number, above, below):
+                    self.add_row(place.get(), uses, sums, masks)
+            place.set(place.get() + width)
+
+        def windows(first: Expr | int, stop: Expr, below: bool) -> None:
+            with loop(first, stop) as r:
+                iy = bind((oy + r) * step + (lead - border.pads[0]))
+                for t in range(step):
+                    add(lead + t, iy + t, t < border.pads[0] - lead, below)
+                self.put(self.in_order(sums[0].get()), result.get())
+                result.set(result.get() + out_width)
+                for cell, following in itertools.pairwise(sums):
+                    cell.set(following.get())
+                sums[-1].set(self.bias)
+
+        iy = bind(oy * step - border.pads[0])
+        for j in range(lead):
+            add(j, iy + j, j < border.pads[0], border.below > reach - j)
+        if self.spec.expand or not border.below:
+            windows(0, rows, below=False)
+            return
+        whole = self.a["height"] - 1 + border.pads[0] - reach + step
+        whole = emit.divide(emit.maximum(whole, const(0, "int32")), step)
+        whole = bind(emit.minimum(emit.maximum(whole - oy, const(0, "int32")), rows))
+        windows(0, whole, below=False)
+        windows(whole, rows, below=True)
+
+    def add_row(
+        self, row: Expr, uses: Sequence[tuple[int, int]], sums: Sequence[Cell],
+        masks: dict[int, Expr],
+    ) -> None:  # fmt: skip
+        """Add what the row of the map at `row` gives: `uses` holds (sum, kernel row)."""
+        for kx, x in self.row_taps(row):
+            if kx in masks:
+                x = bits(bits(x, "int32") & masks[kx], "float32")
+            x = bind(x)
+            for i, ky in uses:
+                weight = self.weights[ky * self.window.kernel[1] + kx]
+                sums[i].set(sums[i].get() + weight * x)
+
+    def if_inside(self, row: Expr, above: bool, below: bool) -> Any:
+        """A condition on row `row` of the map, if it may lie above or below."""
+        if self.spec.expand or not (above or below):
             return nullcontext()
         inside = T.And(row >= 0, row < self.a["height"])
         return when(inside if above and below else row >= 0 if above else row < self.a["height"])
@@ -365,13 +414,17 @@ class _Emitter:
 
     # ------------------------------------------------------------ the result
 
-    def put(self, value: Expr, place: Expr, y: Expr) -> None:
+    def put(self, value: Expr, place: Expr) -> None:
         """A vector of the result whose first point is `place`."""
         a, lanes = self.a, self.lanes
         if self.spec.direct:
-            store(a["y"], self.finish([value, *self.constants]), y + place, lanes)
+            store(a["y"], self.finish([value, *self.constants]), place, lanes)
         else:
-            store(a["scratch"], value, self.flat + place, lanes)
+            store(a["scratch"], value, place, lanes)
+
+    def wide(self, x: Expr) -> Expr:
+        """`x` as wide as an address."""
+        return T.cast(x, self.index)
 
     def end_plane(self, image: Expr, channel: Expr, y: Expr) -> None:
         """Pad points become zeros; a flat plane goes out."""
@@ -412,23 +465,21 @@ def kernels(lanes: int) -> list[MaskedDepthwise]:
     relu = ("Relu", ("arg", 0))
     residual = ("Relu", ("Add", ("Mul", ("arg", 0), ("arg", 2)), ("arg", 1)))
     one, two = (1, 1), (2, 2)
-    three = Window((3, 3), one, one, 4, lanes)
-    strided = Window((3, 3), two, one, 4, lanes)
+    three = Window((3, 3), one, one, 1, lanes)
+    strided = Window((3, 3), two, one, 1, lanes)
     both = (True, False, True)
     return [
-        MaskedDepthwise(three, Border(one, one, 1, both), True, relu),
-        MaskedDepthwise(three, Border(one, one, 1, both), False, residual, ("same", "feature")),
-        MaskedDepthwise(strided, Border(one, (1, 0), 0, (True, False, False)), True),
-        MaskedDepthwise(strided, Border(one, one, 1, both), False, relu),
+        MaskedDepthwise(three, Border(one, 1, both), True, relu),
+        MaskedDepthwise(three, Border(one, 1, both), False, residual, ("same", "feature")),
+        MaskedDepthwise(strided, Border(one, 0, (True, False, False)), True),
+        MaskedDepthwise(strided, Border(one, 1, both), False, relu),
         MaskedDepthwise(
-            Window((5, 5), two, one, 3, lanes), Border(two, two, 2, (True, True, False, True, True))
+            Window((5, 5), two, one, 1, lanes), Border(two, 2, (True, True, False, True, True))
         ),
+        MaskedDepthwise(Window((3, 3), (1, 2), two, 1, lanes), Border((0, 0), 0, (False,) * 3)),
         MaskedDepthwise(
-            Window((3, 3), (1, 2), two, 2, lanes), Border((0, 0), (0, 0), 0, (False,) * 3)
-        ),
-        MaskedDepthwise(
-            Window((2, 5), (3, 1), (1, 3), 2, lanes),
-            Border((1, 9), (1, 0), 0, (True,) * 5),
+            Window((2, 5), (3, 1), (1, 3), 1, lanes),
+            Border((1, 9), 0, (True,) * 5),
             direct=True,
         ),
     ]

@@ -73,7 +73,7 @@ class Move:
             with emit.loop(begin, end) as item:
                 y, x = self._starts(a, item)
                 if self.inner == "turn":
-                    _turned(a, y, x, target.lanes)
+                    _turned(a, y, x, target.shuffle_lanes)
                     return
                 with emit.loop(0, a["rows"]) as row:
                     to = emit.bind(y + row * a["y_row"])

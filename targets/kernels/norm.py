@@ -21,9 +21,8 @@ _BLOCK = 256  # features per partial sum
 _SIDE = "{0}:float32* {0}_image:int32 {0}_tile:int32 {0}_row:int32 "
 
 
-def passes(vectors: int, target: Target) -> list[int]:
-    """Split the vectors of a tile: the sums and means of one pass must stay in registers."""
-    most = 4 if target.n_registers <= 16 else 8
+def passes(vectors: int, most: int) -> list[int]:
+    """Split the vectors of a tile: what one pass keeps of each must stay in registers."""
     n = -(-vectors // most)
     return [vectors // n + (i < vectors % n) for i in range(n)]
 
@@ -71,9 +70,8 @@ class Norm:
 class _Panel:
     """The loops that Norm and Softmax share: items, passes over the tile, rows of features."""
 
-    def __init__(self, vectors: int, lanes: int, target: Target, args: dict[str, Expr]) -> None:
-        self.a, self.lanes = args, lanes
-        self.splits = passes(vectors, target)
+    def __init__(self, lanes: int, splits: list[int], args: dict[str, Expr]) -> None:
+        self.a, self.lanes, self.splits = args, lanes, splits
 
     def run(self) -> None:
         a = self.a
@@ -135,7 +133,7 @@ class _Panel:
 
 class _NormEmitter(_Panel):
     def __init__(self, spec: Norm, target: Target, args: dict[str, Expr]) -> None:
-        super().__init__(spec.vectors, spec.lanes, target, args)
+        super().__init__(spec.lanes, passes(spec.vectors, target.n_registers // 4), args)
         self.spec = spec
 
     def columns(self, base: dict[str, Expr], width: int) -> None:
@@ -219,7 +217,7 @@ class Softmax:
 
 class _SoftmaxEmitter(_Panel):
     def __init__(self, spec: Softmax, target: Target, args: dict[str, Expr]) -> None:
-        super().__init__(spec.vectors, spec.lanes, target, args)
+        super().__init__(spec.lanes, passes(spec.vectors, max(1, target.n_registers // 16)), args)
         self.spec = spec
 
     def columns(self, base: dict[str, Expr], width: int) -> None:

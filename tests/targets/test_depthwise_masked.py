@@ -23,7 +23,7 @@ RELU = ("Relu", ("arg", 0))
 RESIDUAL = ("Relu", ("Add", ("Mul", ("arg", 0), ("arg", 2)), ("arg", 1)))
 RESIDUAL_OF_TWO = ("Add", ("Mul", ("arg", 0), ("arg", 2)), ("arg", 1))
 ONE, TWO = (1, 1), (2, 2)
-# window (rows at a time last), height, width, pads (top, left, bottom, right)
+# window, rows of the result per pass, height, width, pads (top, left, bottom, right)
 CASES = [
     ((3, 3), ONE, ONE, 4, (33, 40), (1, 1, 1, 1)),
     ((3, 3), ONE, ONE, 4, (8, 64), (1, 1, 1, 1)),
@@ -57,7 +57,7 @@ class Case:
         rng = np.random.default_rng(size[0] * size[1])
         images, channels = 2, 5
         outputs = channels * multiplier
-        window = Window(kernel, stride, dilation, rows, LANES)
+        window = Window(kernel, stride, dilation, 1, LANES)
         weights = rng.standard_normal((outputs, *kernel)).astype("f4")
         bias = rng.standard_normal(outputs).astype("f4")
         source, x, magnitude = self.source(rng, images, channels, size, expand)
@@ -86,7 +86,8 @@ class Case:
         n_bytes = self.spec.scratch_bytes(size[1], out, self.layout.block, self.z_points)
         self.scratch = host.aligned(np.full(n_bytes // 4 + LANES, np.nan, "f4"))
         self.args = [
-            self.y, *strides(self.layout), *source, self.scratch, *size, *out, self.layout.block,
+            self.y, *strides(self.layout), *source, self.scratch, *size, *out, rows,
+            self.layout.block,
             outputs, weights.ravel(), bias, multiplier,
             *extra,
         ]  # fmt: skip

@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 from sparsegraph.targets import inner_loop
+from sparsegraph.targets.kernels import depthwise_masked, norm
 from sparsegraph.targets.kernels.direct import Axis, Direct
 from sparsegraph.targets.kernels.gather import FLAT
 from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.target import Target
 
 from benchmarks import inner_loops
 from sparsegraph import targets
@@ -109,6 +111,36 @@ def test_four_rows_alike_share_every_activation_load(name: str, vectors: int) ->
     assert loop.spills == 0
     assert loop.fused == 4 * ALIKE * vectors  # of four columns
     assert loop.loads <= 4 * (vectors + ALIKE) + 4
+
+
+# what inner loops take from the stack: with 16 registers weights are multiplied straight from there
+FROM_STACK = {
+    "aarch64": 0, "aarch64-sve256": 0, "riscv64": 0, "riscv64-v128": 0, "riscv64-v256": 0,
+    "x86-64-v4": 3, "x86-64-v3": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROM_STACK)
+def test_windows_and_norms_stay_in_registers(name: str) -> None:
+    target = targets.get(name)
+    syntax = inner_loop.SYNTAX[target.arch]
+    windows = [
+        *depthwise_masked.kernels(target.lanes),
+        *depthwise_masked.kernels(target.shuffle_lanes),
+    ]
+    kernels = [
+        k for k in windows if k.window.kernel == (3, 3) and k.window.lanes == lanes_of(k, target)
+    ]
+    assert len({k.window.stride for k in kernels}) == 3
+    for kernel in (*kernels, *norm.kernels(target.lanes)):
+        loops = inner_loop.inner_loops(inner_loop.assembly(target, kernel), syntax)
+        found = [sum(bool(re.search(syntax.stack, x)) for x in loop) for loop in loops]
+        assert max(found) <= FROM_STACK[name], kernel.name
+
+
+def lanes_of(kernel: depthwise_masked.MaskedDepthwise, target: Target) -> int:
+    """As the lowering chooses them."""
+    return target.lanes if kernel.window.stride[1] == 1 else target.shuffle_lanes
 
 
 LINES = """
