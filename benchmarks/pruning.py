@@ -7,6 +7,7 @@
     python -m benchmarks.pruning minilm-288 --recipe admm:2:4            more calibration text
     python -m benchmarks.pruning debian-288 --recipe admm:2:4            this machine's packages
     python -m benchmarks.pruning held-288 --recipe admm:2:4              texts to choose recipes by
+    python -m benchmarks.pruning own-1200 --recipe admm:0.7              calibrated on their kind
     python -m benchmarks.pruning minilm-288+debian-288 --recipe admm:2:4  pruned once, scored twice
     python -m benchmarks.pruning table --json out.json
 
@@ -64,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure or print; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning")
-    names = "minilm[-TEXTS], debian, held, NAME=FILE.onnx, some of the same TEXTS with +, or table"
+    names = (
+        "minilm[-TEXTS], debian, held, own, NAME=FILE.onnx, some of the same TEXTS with +, or table"
+    )
     parser.add_argument("task", help=names)
     parser.add_argument("--recipe", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=FILE)
@@ -86,7 +89,8 @@ def load(text: str) -> Task:
     """The task of the command line. `minilm-288`: first sentences too, of as many texts.
 
     `debian` scores descriptions of installed packages, which differ between machines; `held` the
-    352 texts of `minilm`'s kind that it does not score, to choose among recipes.
+    352 texts of `minilm`'s kind that it does not score, to choose among recipes. `own` scores as
+    `minilm` does, calibrated on those 352 and on others: who prunes has texts of the same kind.
     """
     name, equals, path = text.partition("=")
     if equals:
@@ -97,7 +101,8 @@ def load(text: str) -> Task:
         pairs = descriptions() if name == "debian" else held_out(_N_PAIRS)
     n_pairs = len(pairs) if pairs is not None and name == "held" else _N_PAIRS
     n_calibration, with_short = (int(n), True) if n else (96, False)
-    task = minilm_retrieval(n_pairs, n_calibration, with_short=with_short, pairs=pairs)
+    own = held_out(_N_PAIRS) if name == "own" else ()
+    task = minilm_retrieval(n_pairs, n_calibration, with_short=with_short, pairs=pairs, own=own)
     return replace(task, name=text)
 
 

@@ -94,18 +94,20 @@ def minilm_retrieval(
     *,
     with_short: bool = False,
     pairs: Sequence[texts.Pair] | None = None,
+    own: Sequence[texts.Pair] = (),
 ) -> Task:
     """Retrieval with the MiniLM wheel; raises CaptureError when it, or a text, is not there.
 
     Calibrated on the long part of as many other texts, and on their first sentences if
-    `with_short`: half of what is scored are short sentences. `pairs` replaces what is scored.
+    `with_short`: half of what is scored are short sentences. `pairs` replaces what is scored, `own`
+    the first of the texts to calibrate on.
     """
     folder = minilm.model_folder()
     weights = minilm.read_weights(folder / "model.safetensors")
     model = minilm.build(weights, tokens=_TOKENS)
     tokenizer = minilm.Tokenizer(folder / "tokenizer.json", _TOKENS)
     drawn = texts.calibration(n_calibration + _N_FRESH)
-    shown = drawn[:n_calibration]
+    shown = [*own, *drawn[:n_calibration]][:n_calibration]
     feeds = tokenizer.feeds([text for pair in shown for text in pair[0 if with_short else 1 :]])
     asked = list(pairs) if pairs is not None else texts.documentation(texts.SCORED)
     scored = _Retrieval(model, tokenizer, texts.sample(asked, n_pairs))

@@ -67,10 +67,13 @@ class FeatureMajor:
 
 
 def point_block(points: int, target: Target) -> int:
-    """Points per tile: 4 to 8 vectors, least padding first, then as the target has it.
+    """Points per tile: least padding first, then as the target has it.
 
     With fewer than 4 vectors a product is bound by broadcasts; with more than 6 only one row fits
     16 registers; measured on AVX2, 4 is up to 6 % ahead of 6 in sparse products, equal elsewhere.
+    The 196 and 197 points of a map of 14x14 and of a picture's patches are 13 vectors of AVX-512:
+    computed in passes of 4 and 3 a dense DeiT-S takes 8 to 10 % less time than in seven tiles of 2,
+    with 50 % zeros 14 % less.
     """
     lanes = target.lanes
     vectors = -(-points // lanes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sparsegraph.formats import ALIKE
 from sparsegraph.lower import cost
@@ -26,6 +26,7 @@ _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
 _GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.2), (0.035, 2.0), (0.0, 4.6))
 _JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
 _WHOLE = 0.95  # of the level 1 cache: a gathered panel up to this is not cut (up to 8 % faster)
+_WIDEST, _WIDE_PASS = 8, 4  # vectors of a tile that is one pass or two, and of the passes of others
 _GAIN = 1.05  # least speed of `coded` over the best way that reads every weight
 CONVERSION = 19.0  # changing the layout of one element, in multiply-adds of ONNX Runtime
 
@@ -61,7 +62,7 @@ def unstructured(problem: Problem, target: Target) -> list[Choice]:
 def dense(problem: Problem, target: Target) -> Choice:
     """Every weight, zero or not."""
     group, split = _dense_blocks(problem, target)
-    return Choice("dense", group, split, _column_tile(problem, 1.0, target))
+    return Choice("dense", group, split, _column_tile(problem, split, 1.0, target))
 
 
 def winograd(problem: Problem, m: int, target: Target) -> Choice:
@@ -75,7 +76,7 @@ def coded(problem: Problem, target: Target) -> Choice:
     """Only the non-zero weights."""
     problem = _joined(problem, target)
     group, split = _coded_blocks(problem, target)
-    tile = _column_tile(problem, problem.density / min(problem.shared, group), target)
+    tile = _column_tile(problem, split, problem.density / min(problem.shared, group), target)
     return Choice("coded", group, split, tile)
 
 
@@ -88,12 +89,19 @@ def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     if vectors <= len(target.coded_blocks):
         return target.coded_blocks[vectors - 1]
     if problem.shared == ALIKE and alike and problem.rows % ALIKE == 0:
-        passes = -(-vectors // alike)
-        split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
+        split = _passes(vectors, alike)
         if min(split) > 2 or vectors < 3 or vectors > 6:
             return ALIKE, split
+    if vectors > _WIDEST and target.lanes > 1:
+        return 2, _passes(vectors, _WIDE_PASS)
     most = target.n_registers - 4 if target.joined == 1 else target.joined
     return 2 if 2 * vectors <= most else 1, (vectors,)
+
+
+def _passes(vectors: int, most: int) -> tuple[int, ...]:
+    """Vectors of the fewest passes of at most `most`, as even as they can be."""
+    n = -(-vectors // most)
+    return tuple(vectors // n + (i < vectors % n) for i in range(n))
 
 
 def alike_vectors(target: Target) -> int:
@@ -162,14 +170,15 @@ def _priced(choices: list[Choice], problem: Problem, target: Target) -> list[Cho
     return [dataclasses.replace(c, ms=cost.ours_ms(problem, c, target)) for c in choices]
 
 
-def _column_tile(problem: Problem, density: float, target: Target) -> int:
+def _column_tile(problem: Problem, split: Sequence[int], density: float, target: Target) -> int:
     """Columns per tile: whole channels in equal tiles that fill a share of the level 1 cache."""
     shares = _L1_SHARE if problem.gather is None else _GATHERED_L1_SHARE
     share = next(s for d, s in shares if density >= d)
     n_bytes = 4 * problem.row * problem.columns
     if problem.gather is not None and n_bytes <= _WHOLE * target.l1_bytes:
         return problem.columns
-    fits = int(target.l1_bytes * share) // (4 * problem.row) // problem.taps
+    row = problem.row_of_pass(split)
+    fits = int(target.l1_bytes * share) // (4 * row) // problem.taps
     return _equal_tiles(problem, -(-problem.channels // max(1, fits)))
 
 
@@ -194,8 +203,7 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
             return _BLOCKS[vectors]
         return min(4, max(1, 12 // vectors)), (vectors,)
     is_whole = target.lanes > 1 and vectors == target.tile_vectors[0]
-    passes = 1 if vectors <= 6 or is_whole else 2
-    split = tuple(vectors // passes + (i < vectors % passes) for i in range(passes))
+    split = (vectors,) if vectors <= 6 or is_whole else _passes(vectors, _WIDE_PASS)
     spare = 8 if target.lanes > 1 else 12  # with 4, a block of 7 rows spills on every such target
     most = 7 if max(split) > 2 else 8  # of 3 vectors, 8 rows spill
     return max(1, min(most, (target.n_registers - spare) // max(split))), split

@@ -129,7 +129,7 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
     shared = (c.group - 1) / c.group * (1 if is_dense or p.shared > 1 else p.density)
     loads = points * values * (1 - shared)
     stream = values * (4 if is_dense else _CODED_BYTES) * (p.images if p.images > tiles else 1)
-    missing = _beyond(4.0 * c.tile * p.row, target, level=1)
+    missing = _beyond(4.0 * c.tile * p.row_of_pass(c.split), target, level=1)
     if p.shared > 1 and c.group == 1:  # the next row reads what this one did
         missing /= 2
     partial = float(points * p.rows * (panels - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,15 @@ class Problem:
     def columns(self) -> int:
         """Columns of the weight matrix."""
         return self.channels * self.taps
+
+    def row_of_pass(self, split: Sequence[int]) -> int:
+        """Values of a row of the panel that the level 1 cache holds during one of many passes.
+
+        Of a gathered panel all, since it is written there; of one or two passes, as was measured.
+        """
+        if self.gather is not None or len(split) <= 2:
+            return self.row
+        return self.row * max(split) // sum(split)
 
     @property
     def macs(self) -> int:

@@ -278,7 +278,7 @@ def step_product(
         row = x.fm.row if step is None else kernel.panel_row
         unit, distance = _unit_of_index(row, choice.tile + reach, target)
         near = distance > 0
-        far = 4 * choice.tile * layer.row > _FAR * target.l1_bytes
+        far = 4 * choice.tile * layer.row_of_pass(choice.split) > _FAR * target.l1_bytes
         narrow = target.narrow_index
         kernel = replace(kernel, near=near, far=far, unit=unit, narrow=narrow)
         packed = formats.pack_coded(

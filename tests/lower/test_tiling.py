@@ -3,12 +3,14 @@
 import onnx
 import pytest
 from sparsegraph.targets.kernels.product import Product
+from sparsegraph.targets.layout import point_block
 
 from benchmarks import prune, zoo
 from sparsegraph import formats, pipeline, targets, verify
 from sparsegraph.compile import compile, load
 from sparsegraph.layers import weighted
-from sparsegraph.lower import partition
+from sparsegraph.lower import choose, partition
+from sparsegraph.lower.problem import Problem
 from sparsegraph.lower.tiling import tiled_for
 
 
@@ -34,6 +36,22 @@ def test_tiles_follow_the_zeros_of_most_weights(
     model = pruned("gemm", pattern, density, m=96, k=64, n=rows)
     layers = weighted(pipeline.optimize(load(model), verify=False).model)
     assert tiled_for(layers, targets.get(name)).tile_vectors[0] == first
+
+
+@pytest.mark.parametrize("density", [1.0, 0.4])
+def test_thirteen_vectors_are_one_tile_in_four_passes(density: float) -> None:
+    """197 points with AVX-512; as many columns are a tile as if it held the widest pass alone."""
+    target = targets.get("x86-64-v4")
+    assert point_block(197, target) == point_block(196, target) == 13 * 16
+    way = choose.dense if density == 1 else choose.coded
+    found = {}
+    for vectors in (4, 13):
+        problem = Problem(
+            256, 1024, 1, 1, 197, vectors, vectors * 16, None, density, 1, 197, (1, 197)
+        )
+        found[vectors] = way(problem, target)
+    assert (found[4].split, found[13].split) == ((4,), (4, 3, 3, 3))
+    assert found[4].tile == found[13].tile < 1024
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ BLOCKS = [  # weight, group, split
     ("dense", 2, (5,)), ("dense", 3, (4, 3)), ("dense", 3, (4, 4)), ("dense", 1, (7,)),
     ("coded", 1, (1,)), ("coded", 1, (8,)), ("coded", 2, (6,)), ("coded", 2, (4,)),
     ("coded", 2, (5,)), ("coded", 2, (1,)), ("coded", 2, (4, 3)), ("coded", 1, (7,)),
+    ("dense", 6, (4, 3, 3, 3)), ("coded", 2, (4, 3, 3, 3)),
     ("coded", 4, (3,)), ("coded", 4, (3, 3)), ("coded", 4, (3, 2, 2)), ("coded", 4, (1,)),
 ]  # fmt: skip
 EPILOGUES = [
