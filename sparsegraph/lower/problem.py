@@ -104,7 +104,7 @@ class Choice:
             problem's.
         tile: columns per column tile; group, split and tile of Winograd's inner product.
         ms: time of the kernels, `dense_ms`: of ONNX Runtime's dense kernel.
-        break_even: density below which `coded` wins on this machine.
+        break_even: density below which `coded` is chosen for this machine.
         is_measured: `ms` was measured here, not predicted.
     """
 
