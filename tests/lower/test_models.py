@@ -10,8 +10,9 @@ from sparsegraph.targets.target import Target
 
 import benchmarks.prune
 from benchmarks import real_models, zoo
-from sparsegraph import targets, verify
+from sparsegraph import pipeline, targets, verify
 from sparsegraph.compile import compile, load
+from sparsegraph.lower import partition
 
 MODELS = [
     ("resnet18", {"size": 64}),
@@ -165,6 +166,21 @@ def test_partial_sums_do_not_wait_in_planes_beyond_the_cache(c_in: int, is_copie
     (segment,) = compile(proto, check=False, keep_native=True).session.manifest["segments"]
     kernels = [step["kernel"] for step in segment["steps"]]
     assert any(name.startswith("copy_f32_exact_result") for name in kernels) == is_copied
+
+
+def test_attention_counts_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense encoder gains by attention; one without any is estimated as before."""
+    estimates = []
+    for theirs, ours in ((2.7, 1.3), (1.3, 2.7), (0.0, 0.0)):
+        monkeypatch.setattr(partition, "_THEIR_ATTENTION", theirs)
+        monkeypatch.setattr(partition, "_OUR_ATTENTION", ours)
+        models = [zoo.build("deit_tiny"), zoo.build("conv", c_in=8, c_out=8, kernel=1, size=8)]
+        graphs = [pipeline.optimize(load(m), verify=False).model for m in models]
+        estimates.append([partition.plan(g, targets.get("x86-64-v3")).estimate for g in graphs])
+    (faster, plain), (slower, same), (neither, _) = estimates
+    assert faster > neither > slower
+    assert faster > 1.05
+    assert plain == same
 
 
 def test_a_dense_model_is_left_to_onnx_runtime_where_that_is_faster() -> None:
