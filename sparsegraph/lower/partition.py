@@ -111,8 +111,8 @@ def _estimate(layers: Sequence[dict[str, Any]], n_converted: int, attention: int
     return float(theirs / (ours + _OUR_ATTENTION * attention + CONVERSION * n_converted))
 
 
-def _attention_macs(programs: Sequence[Program]) -> int:
-    steps = (step for program in programs for step in program.steps)
+def _attention_macs(segments: Sequence[Program | Fallback]) -> int:
+    steps = (step for part in segments if isinstance(part, Program) for step in part.steps)
     return sum(step.flops // 2 for step in steps if isinstance(step.kernel, Attention))
 
 
