@@ -66,6 +66,12 @@ class FeatureMajor:
         return mine == (other.images, other.points, other.block)
 
 
+def passes(vectors: int, most: int) -> tuple[int, ...]:
+    """Vectors of the fewest passes over a tile that take at most `most` each, evenly shared."""
+    n = -(-vectors // most)
+    return tuple(vectors // n + (i < vectors % n) for i in range(n))
+
+
 def point_block(points: int, target: Target) -> int:
     """Points per tile: least padding first, then as the target has it.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from sparsegraph.formats import ALIKE
 from sparsegraph.lower import cost
 from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.targets.layout import passes
 from sparsegraph.targets.target import Target
 
 Decide = Callable[[Problem, Operands, Target], Choice]
@@ -44,8 +45,8 @@ def choose(problem: Problem, target: Target) -> Choice:
     dense_ms = cost.dense_ms(problem, target)
     other = min(_priced(unstructured(problem, target), problem, target), key=lambda c: c.ms)
     limit = break_even(problem, other.ms / _GAIN, target)
-    small = break_even(problem, other.ms + UNNOTICED_MS, target)
-    limit = max(limit, min(small, _HALF_THE_BYTES))
+    if limit < _HALF_THE_BYTES:
+        limit = min(break_even(problem, other.ms + UNNOTICED_MS, target), _HALF_THE_BYTES)
     if problem.density < limit:
         other = _priced([coded(problem, target)], problem, target)[0]
     return dataclasses.replace(other, dense_ms=dense_ms, break_even=limit)
@@ -96,19 +97,13 @@ def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
     if vectors <= len(target.coded_blocks):
         return target.coded_blocks[vectors - 1]
     if problem.shared == ALIKE and alike and problem.rows % ALIKE == 0:
-        split = _passes(vectors, alike)
+        split = passes(vectors, alike)
         if min(split) > 2 or vectors < 3 or vectors > 6:
             return ALIKE, split
     if vectors > _WIDEST and target.lanes > 1:
-        return 2, _passes(vectors, _WIDE_PASS)
+        return 2, passes(vectors, _WIDE_PASS)
     most = target.n_registers - 4 if target.joined == 1 else target.joined
     return 2 if 2 * vectors <= most else 1, (vectors,)
-
-
-def _passes(vectors: int, most: int) -> tuple[int, ...]:
-    """Vectors of the fewest passes of at most `most`, as even as they can be."""
-    n = -(-vectors // most)
-    return tuple(vectors // n + (i < vectors % n) for i in range(n))
 
 
 def alike_vectors(target: Target) -> int:
@@ -210,7 +205,7 @@ def _dense_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...
             return _BLOCKS[vectors]
         return min(4, max(1, 12 // vectors)), (vectors,)
     is_whole = target.lanes > 1 and vectors == target.tile_vectors[0]
-    split = (vectors,) if vectors <= 6 or is_whole else _passes(vectors, _WIDE_PASS)
+    split = (vectors,) if vectors <= 6 or is_whole else passes(vectors, _WIDE_PASS)
     spare = 8 if target.lanes > 1 else 12  # with 4, a block of 7 rows spills on every such target
     most = 7 if max(split) > 2 else 8  # of 3 vectors, 8 rows spill
     return max(1, min(most, (target.n_registers - spare) // max(split))), split

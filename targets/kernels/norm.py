@@ -15,16 +15,11 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import expression, math
+from sparsegraph.targets.layout import passes
 from sparsegraph.targets.target import Target
 
 _BLOCK = 256  # features per partial sum
 _SIDE = "{0}:float32* {0}_image:int32 {0}_tile:int32 {0}_row:int32 "
-
-
-def passes(vectors: int, most: int) -> list[int]:
-    """Split the vectors of a tile: what one pass keeps of each must stay in registers."""
-    n = -(-vectors // most)
-    return [vectors // n + (i < vectors % n) for i in range(n)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Norm:
 class _Panel:
     """The loops that Norm and Softmax share: items, passes over the tile, rows of features."""
 
-    def __init__(self, lanes: int, splits: list[int], args: dict[str, Expr]) -> None:
+    def __init__(self, lanes: int, splits: Sequence[int], args: dict[str, Expr]) -> None:
         self.a, self.lanes, self.splits = args, lanes, splits
 
     def run(self) -> None:

@@ -10,7 +10,6 @@ from sparsegraph.targets.kernels import depthwise_masked, norm
 from sparsegraph.targets.kernels.direct import Axis, Direct
 from sparsegraph.targets.kernels.gather import FLAT
 from sparsegraph.targets.kernels.product import Product
-from sparsegraph.targets.target import Target
 
 from benchmarks import inner_loops
 from sparsegraph import targets
@@ -124,23 +123,17 @@ FROM_STACK = {
 def test_windows_and_norms_stay_in_registers(name: str) -> None:
     target = targets.get(name)
     syntax = inner_loop.SYNTAX[target.arch]
+    by_stride = {1: target.lanes, 2: target.shuffle_lanes}  # horizontal; as lowering has it
     windows = [
-        *depthwise_masked.kernels(target.lanes),
-        *depthwise_masked.kernels(target.shuffle_lanes),
-    ]
-    kernels = [
-        k for k in windows if k.window.kernel == (3, 3) and k.window.lanes == lanes_of(k, target)
-    ]
+        k for n, lanes in by_stride.items() for k in depthwise_masked.kernels(lanes)
+        if k.window.stride[1] == n
+    ]  # fmt: skip
+    kernels = [k for k in windows if k.window.kernel == (3, 3)]
     assert len({k.window.stride for k in kernels}) == 3
     for kernel in (*kernels, *norm.kernels(target.lanes)):
         loops = inner_loop.inner_loops(inner_loop.assembly(target, kernel), syntax)
         found = [sum(bool(re.search(syntax.stack, x)) for x in loop) for loop in loops]
         assert max(found) <= FROM_STACK[name], kernel.name
-
-
-def lanes_of(kernel: depthwise_masked.MaskedDepthwise, target: Target) -> int:
-    """As the lowering chooses them."""
-    return target.lanes if kernel.window.stride[1] == 1 else target.shuffle_lanes
 
 
 LINES = """

@@ -6,7 +6,7 @@ from sparsegraph.targets import emit, host
 from sparsegraph.targets.kernel import prim_func
 from sparsegraph.targets.kernels import convert, norm
 from sparsegraph.targets.kernels.norm import Norm, Softmax
-from sparsegraph.targets.layout import FeatureMajor
+from sparsegraph.targets.layout import FeatureMajor, passes
 from sparsegraph.targets.target import Target
 
 from sparsegraph import targets
@@ -120,7 +120,7 @@ def test_softmax_against_float64(library: host.Library, spec: Softmax, features:
 @pytest.mark.parametrize("most", [1, 2, 4, 8])
 @pytest.mark.parametrize("vectors", range(1, 9))
 def test_passes_cover_the_tile(vectors: int, most: int) -> None:
-    parts = norm.passes(vectors, most)
+    parts = passes(vectors, most)
     assert sum(parts) == vectors
     assert max(parts) <= most
 
