@@ -32,6 +32,26 @@ def test_a_tenth_of_the_values_takes_a_quarter_of_the_memory_at_most(name: str) 
     assert found <= n_bytes(proto, name, small=False)
 
 
+@pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v4", "armv7", "riscv64-v256"])
+def test_so_does_a_network_of_depthwise_convolutions(name: str) -> None:
+    dense = zoo.build("mobilenet_v1", size=96)
+    proto = prune.magnitude(dense, 0.1, layers=lambda _: True)
+    assert n_bytes(proto, name, small=True) <= BAR * n_bytes(dense, name, small=False)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.3, 0.5])
+def test_depthwise_weights_are_stored_without_zeros_where_that_takes_half(density: float) -> None:
+    dense = zoo.build("conv", c_in=32, c_out=32, kernel=3, size=14, groups=32)
+    proto = prune.magnitude(dense, density, layers=lambda _: True)
+    whole, kept = (n_bytes(p, "x86-64-v3", small=False) for p in (dense, proto))
+    bias = 4 * 32
+    assert whole == 4 * 32 * 9 + bias
+    n = round(density * 9 * 32)
+    fewer = 5 * n + 4 * 33 + bias
+    assert kept == (fewer if density <= 0.3 else whole)
+    compiled(proto, small=False)
+
+
 def compiled(proto: onnx.ModelProto, *, small: bool) -> Compiled:
     made = compile(proto, "x86-64-v3", small=small, keep_native=True, check=False)
     feeds = zoo.feeds(proto)

@@ -16,6 +16,7 @@ from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
 _FEWEST_LANES = 4
+_HALF = 0.5  # of the bytes: with more, zeros are stored too
 _FARTHEST = 128  # columns from the first tap to the last: less than the slack behind a map
 
 
@@ -37,18 +38,20 @@ def lower_depthwise(
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
     to = b.new_feature(region.result, layout, is_planar=True)
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    weights = [
-        b.weight(f"{node.name}.values", np.ascontiguousarray(weight.ravel(), np.float32)),
-        b.weight(f"{node.name}.bias", full_bias),
-    ]
+    streams = {"values": np.ascontiguousarray(weight.ravel(), np.float32)}
     step: tuple[Depthwise | masked.MaskedDepthwise, list[Arg]]
     if _is_masked(window):
-        step = _masked(b, window, stored, to, region, source)
+        packed = masked.pack(weight)
+        is_coded = sum(a.nbytes for a in packed) <= _HALF * streams["values"].nbytes
+        if is_coded:
+            streams = packed._asdict()
+        step = _masked(b, window, stored, to, region, source, is_coded)
     else:
         step = _framed(b, window, stored, to, region)
     kernel, args = step
     n_channels = stored.fm.features if source is None else len(weight)
-    args += [*weights, len(weight) // n_channels]
+    args += [b.weight(f"{node.name}.{k}", array) for k, array in streams.items()]
+    args += [b.weight(f"{node.name}.bias", full_bias), len(weight) // n_channels]
     for value, kind in zip(region.operands, region.kinds):
         args += operand(b, value, kind, to)
     macs = weight.size * stored.fm.images * height * width
@@ -78,7 +81,7 @@ def _is_masked(window: Window) -> bool:
 
 def _masked(
     b: Builder, window: Window, stored: Stored, to: Stored, region: regions.Region,
-    source: Expansion | None,
+    source: Expansion | None, is_coded: bool,
 ) -> tuple[masked.MaskedDepthwise, list[Arg]]:  # fmt: skip
     """The kernel that reads maps where they lie, and its arguments up to the weights."""
     out, block = window.out, to.fm.block
@@ -90,7 +93,7 @@ def _masked(
     kernel = masked.MaskedDepthwise(
         shape, masked.border(shape, window.size, window.pads[:2], out), is_direct,
         region.tree if region.nodes else None, region.kinds,
-        source.kernel(lanes) if source else None,
+        source.kernel(lanes) if source else None, is_coded,
     )  # fmt: skip
     z_points = source.z.fm.tiles * source.z.fm.block if source else 0
     n_bytes = kernel.scratch_bytes(window.size[1], out, block, z_points)

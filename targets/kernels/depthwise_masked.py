@@ -19,6 +19,9 @@ With `expand` x is not in memory but the product of a few planes: channel by cha
 
 so that a wide map never leaves the level 1 or 2 cache. `columns` holds offsets (channel * z_row).
 
+Weights with many zeros are `coded`: those of channel m are weights[n] at tap taps[n], with n in
+[firsts[m], firsts[m + 1]). They are laid out before a plane is computed: memory is saved, not time.
+
 Planes at least a vector wide are written straight away (`direct`), other layouts through a flat
 plane in scratch. Planes are faster: one row of a tile after the other lies far apart, and each
 store opens a line in another page (32@112: 120 us straight to planes, 150 to tiles).
@@ -29,11 +32,13 @@ to 87, 256@28 62 to 42, 1024@7 50 to 33; stride 2: 64@112 97 to 84, 256@28 32 to
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, T, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression
@@ -90,6 +95,7 @@ class MaskedDepthwise:
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         operands: per operand `same` (feature-major like y) or `feature` (one value per channel).
         expand: vectors in a tile of z and the expression that makes x of a sum; None: x is read.
+        coded: weights are stored without their zeros, as by `pack`.
     """
 
     window: Window
@@ -98,6 +104,7 @@ class MaskedDepthwise:
     epilogue: expression.Tree | None = None
     operands: tuple[str, ...] = ()
     expand: "Expand | None" = None
+    coded: bool = False
 
     def __post_init__(self) -> None:
         assert self.window.stride[1] in (1, 2)
@@ -107,7 +114,7 @@ class MaskedDepthwise:
     @property
     def name(self) -> str:
         parts = [f"depthwise_f32_{self.window.name}", self.border.name]
-        parts.append("direct" * self.direct)
+        parts += ["direct" * self.direct, "coded" * self.coded]
         if self.epilogue is not None:
             parts.append(expression.label(self.epilogue))
         parts.append("".join(k[0] for k in self.operands))
@@ -126,15 +133,22 @@ class MaskedDepthwise:
             "y:float32* y_image:int32 y_tile:int32 y_row:int32 "
             + source
             + "scratch:float32* height:int32 width:int32 out_height:int32 out_width:int32 "
-            + "rows:int32 block:int32 channels:int32 weights:float32* bias:float32* "
-            + "multiplier:int32 "
+            + "rows:int32 block:int32 channels:int32 weights:float32* "
+            + "taps:uint8* firsts:int32* " * self.coded
+            + "bias:float32* multiplier:int32 "
         )
         return emit.signature(text + operand_params(self.operands))
+
+    @property
+    def laid_out(self) -> int:
+        """Values of scratch for the weights of a channel, whole vectors."""
+        lanes = self.window.lanes
+        return self.coded * -(-math.prod(self.window.kernel) // lanes) * lanes
 
     def scratch_bytes(self, width: int, out: tuple[int, int], block: int, z_points: int) -> int:
         """Scratch of one thread; `z_points`: those of all tiles of z, 0 without `expand`."""
         lanes = self.window.lanes
-        n = sum(self.border.masked) * -(-out[1] // lanes) * lanes
+        n = sum(self.border.masked) * -(-out[1] // lanes) * lanes + self.laid_out
         if not self.direct:
             n += out[0] * out[1] + block + 4 * lanes
         if self.expand:
@@ -165,6 +179,22 @@ class Expand:
         return f"of_v{self.vectors}{tail}"
 
 
+class Packed(NamedTuple):
+    """The non-zero weights of all channels: values, the tap of each, where each channel begins."""
+
+    weights: np.ndarray
+    taps: np.ndarray
+    firsts: np.ndarray
+
+
+def pack(weight: np.ndarray) -> Packed:
+    """Pack [channels, ...] as a `coded` kernel reads it: float32, uint8, int32 [channels + 1]."""
+    flat = weight.reshape(len(weight), -1)
+    channels, taps = np.nonzero(flat)
+    firsts = np.searchsorted(channels, np.arange(len(flat) + 1)).astype(np.int32)
+    return Packed(flat[channels, taps].astype(np.float32), taps.astype(np.uint8), firsts)
+
+
 class _Emitter:
     def __init__(self, spec: MaskedDepthwise, args: dict[str, Expr], target: Target) -> None:
         self.index = "int64" if "64" in target.arch else "int32"  # as wide as an address
@@ -188,7 +218,8 @@ class _Emitter:
         self.last_column = bind(emit.maximum(a["out_width"] - lanes, const(0, "int32")))
         self.tiles = bind(emit.divide(self.points + a["block"] - 1, a["block"]))
         self.fill_masks()
-        self.flat: Expr = bind(self.n_columns * (len(self.taps) * lanes))
+        self.laid_out = bind(self.n_columns * (len(self.taps) * lanes))
+        self.flat: Expr = bind(self.laid_out + self.spec.laid_out)
         if self.spec.expand:
             self.open_map()
         with loop(a["begin"], a["end"]) as item:
@@ -229,17 +260,28 @@ class _Emitter:
     def prepare(self, channel: Expr) -> None:
         """What stays the same over one plane."""
         a, lanes = self.a, self.lanes
-        n_taps = self.window.kernel[0] * self.window.kernel[1]
-        first = bind(channel * n_taps)
-        self.weights = self.spread(first, n_taps)
+        n_taps = math.prod(self.window.kernel)
+        if self.spec.coded:
+            self.lay_out(channel)
+            self.weights = self.spread(a["scratch"], self.laid_out, n_taps)
+        else:
+            self.weights = self.spread(a["weights"], bind(channel * n_taps), n_taps)
         self.bias = bind(splat(load(a["bias"], channel), lanes))
         kinds = enumerate(self.spec.operands)
         names = [f"o{i}" if kind == "feature" else None for i, kind in kinds]
         self.constants = [n and bind(splat(load(a[n], channel), lanes)) for n in names]
 
-    def spread(self, first: Expr, n: int) -> list[Expr]:
+    def lay_out(self, channel: Expr) -> None:
+        """All weights of a channel in scratch, zeros too."""
+        a = self.a
+        self.zeros(self.laid_out, const(self.spec.laid_out, "int32"))
+        with loop(load(a["firsts"], channel), load(a["firsts"], channel + 1)) as n:
+            tap = T.cast(load(a["taps"], n), "int32")
+            store(a["scratch"], load(a["weights"], n), self.laid_out + tap)
+
+    def spread(self, weights: Expr, first: Expr, n: int) -> list[Expr]:
         """A vector of each of n weights, which share registers where instructions name a lane."""
-        weights, lanes = self.a["weights"], self.lanes
+        lanes = self.lanes
         if lanes != QUAD or n < QUAD or self.scalar_factors:
             return [bind(splat(load(weights, first + i), lanes)) for i in range(n)]
         starts = [min(i - i % QUAD, n - QUAD) for i in range(n)]
@@ -470,6 +512,7 @@ def kernels(lanes: int) -> list[MaskedDepthwise]:
     both = (True, False, True)
     return [
         MaskedDepthwise(three, Border(one, 1, both), True, relu),
+        MaskedDepthwise(three, Border(one, 1, both), True, relu, coded=True),
         MaskedDepthwise(three, Border(one, 1, both), False, residual, ("same", "feature")),
         MaskedDepthwise(strided, Border(one, 0, (True, False, False)), True),
         MaskedDepthwise(strided, Border(one, 1, both), False, relu),

@@ -11,6 +11,7 @@ from sparsegraph.targets.kernels.depthwise_masked import (
     MaskedDepthwise,
     border,
     kernels,
+    pack,
 )
 from sparsegraph.targets.kernels.window import Window
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
@@ -51,14 +52,19 @@ class Case:
     """One call: random values, all arguments, the float64 result and its error bound."""
 
     def __init__(
-        self, case, direct: bool, epilogue=None, operands=(), expand=None, multiplier: int = 1
-    ):
+        self, case, direct: bool, epilogue=None, operands=(), expand=None, multiplier: int = 1,
+        kept: float | None = None,
+    ):  # fmt: skip
         kernel, stride, dilation, rows, size, pads = case
         rng = np.random.default_rng(size[0] * size[1])
         images, channels = 2, 5
         outputs = channels * multiplier
         window = Window(kernel, stride, dilation, 1, LANES)
         weights = rng.standard_normal((outputs, *kernel)).astype("f4")
+        stored = [weights.ravel()]
+        if kept is not None:
+            weights[rng.random(weights.shape) >= kept] = 0
+            stored = list(pack(weights))
         bias = rng.standard_normal(outputs).astype("f4")
         source, x, magnitude = self.source(rng, images, channels, size, expand)
         self.expected = depthwise.reference(x, weights, bias, window, pads)
@@ -67,7 +73,9 @@ class Case:
         layout = planar if direct else blocked
         self.layout = layout(images, outputs, out[0] * out[1], 1, MACHINE)
         edges = border(window, size, pads[:2], out)
-        self.spec = MaskedDepthwise(window, edges, direct, epilogue, operands, self.expand)
+        self.spec = MaskedDepthwise(
+            window, edges, direct, epilogue, operands, self.expand, kept is not None
+        )
         self.y = host.aligned(np.full(self.layout.size + 16, np.nan, "f4"))
         values, extra = [], []
         for kind in operands:
@@ -88,7 +96,7 @@ class Case:
         self.args = [
             self.y, *strides(self.layout), *source, self.scratch, *size, *out, rows,
             self.layout.block,
-            outputs, weights.ravel(), bias, multiplier,
+            outputs, *stored, bias, multiplier,
             *extra,
         ]  # fmt: skip
         self.items = images * outputs
@@ -146,6 +154,9 @@ def _cases() -> list[Case]:
         density = (0.0, 0.01, 0.5, 0.9, 1.0)[i % 5]
         expand = (density, (blocked, planar)[i % 2], RELU if i % 3 else None)
         found.append(Case(c, i % 2 == 1, RELU, (), expand))
+    found += [Case(c, i % 2 == 0, kept=(0.0, 0.1, 0.5, 1.0)[i % 4]) for i, c in enumerate(CASES)]
+    found.append(Case(CASES[0], True, RELU, (), (0.5, blocked, RELU), kept=0.2))
+    found.append(Case(CASES[0], False, multiplier=3, kept=0.2))
     return [c for c in found if c.fits]
 
 
@@ -162,6 +173,7 @@ def library(cases: list[Case]) -> host.Library:
 def test_against_float64(cases: list[Case], library: host.Library) -> None:
     assert len(cases) >= 30
     assert any(c.spec.direct and c.spec.expand for c in cases)
+    assert sum(c.spec.coded for c in cases) >= 12
     for case in cases:
         case.check(library)
 
