@@ -3,6 +3,8 @@
 Geometry only, NumPy only: which source point each (tile of points, tap) needs.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from sparsegraph.lower.windows import FLAT, Window, step_of
@@ -11,17 +13,29 @@ from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
 
-def tables(
-    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, target: Target
-) -> tuple[np.ndarray, np.ndarray]:
-    """The two tables of a gather: runs and masks, or segments and their starts."""
+class Tables(NamedTuple):
+    """What tiles of points gather; tiles that gather alike from another place share a kind.
+
+    Attributes:
+        places: int32 [tiles, 2], where the tile's kind begins in `taps`, and where it gathers from.
+        taps: `flat`'s runs or `segments`' starts, of all taps of one kind after the other.
+        pieces: what they refer to.
+    """
+
+    places: np.ndarray
+    taps: np.ndarray
+    pieces: np.ndarray
+
+
+def tables(window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, target: Target) -> Tables:
+    """The tables of a gather."""
     if step_of(window, x, target) == FLAT:
         return flat(window, y, lanes)
     return segments(window, x, y, lanes, target.segment)
 
 
-def flat(window: Window, y: FeatureMajor, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Runs int32 [tiles * taps, 5] and masks int32 [.., (vectors+1) * lanes], equal ones once."""
+def flat(window: Window, y: FeatureMajor, lanes: int) -> Tables:
+    """Runs int32 [kinds * taps, 5] and masks int32 [.., (vectors+1) * lanes], equal ones once."""
     vectors = y.block // lanes
     width, (top, left, _, _), dilation = window.size[1], window.pads, window.dilation
     runs = np.zeros((y.tiles, window.n_taps, RUN), np.int32)
@@ -35,7 +49,7 @@ def flat(window: Window, y: FeatureMajor, lanes: int) -> tuple[np.ndarray, np.nd
             start = tile * y.block
             valid = inside[start : start + y.block].reshape(vectors, lanes)
             lead, first, stop = _limits(valid, start + distance, lanes)
-            runs[tile, tap] = start + distance, 0, lead, first, stop
+            runs[tile, tap] = distance, 0, lead, first, stop
             masks[tile, tap, :vectors] = -valid.astype(np.int32)
             if lead >= 0:
                 mine = inside[start + lead : start + y.block]  # the next row begins with zeros
@@ -43,7 +57,10 @@ def flat(window: Window, y: FeatureMajor, lanes: int) -> tuple[np.ndarray, np.nd
     each = masks.reshape(y.tiles * window.n_taps, -1)
     unique, index = np.unique(each, axis=0, return_inverse=True)
     runs[..., 1] = index.reshape(y.tiles, -1) * each.shape[1]
-    return runs.reshape(-1, RUN), np.ascontiguousarray(unique)
+    kinds, kind = np.unique(runs.reshape(y.tiles, -1), axis=0, return_inverse=True)
+    places = np.stack([kind.ravel() * window.n_taps, np.arange(y.tiles) * y.block], axis=1)
+    runs = np.ascontiguousarray(kinds.reshape(-1, RUN))
+    return Tables(places.astype(np.int32), runs, np.ascontiguousarray(unique))
 
 
 def _limits(valid: np.ndarray, begin: int, lanes: int) -> tuple[int, int, int]:
@@ -57,13 +74,10 @@ def _limits(valid: np.ndarray, begin: int, lanes: int) -> tuple[int, int, int]:
     return -begin, first + 1, stop
 
 
-def segments(
-    window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of source points for every (tile, tap).
+def segments(window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, most: int) -> Tables:
+    """Starts int32 [kinds * taps + 1] of segments int32 [.., 3] (to, from, vectors).
 
-    Returns:
-        int32 [segments, 3] (to, from, vectors) and int32 [tiles * taps + 1] starts.
+    `from` counts from the tile's place; a negative number of vectors writes as many zeros.
     """
     pieces = []
     for tap in range(window.n_taps):
@@ -76,7 +90,29 @@ def segments(
     order = np.lexsort((rows[:, 0], tap_of, tile))
     keys = (tile * window.n_taps + tap_of)[order]
     starts = np.searchsorted(keys, np.arange(y.tiles * window.n_taps + 1))
-    return np.ascontiguousarray(rows[order], np.int32), starts.astype(np.int32)
+    return _by_kind(rows[order], starts, window.n_taps)
+
+
+def _by_kind(rows: np.ndarray, starts: np.ndarray, n_taps: int) -> Tables:
+    """Segments (to, from, vectors) of every (tile, tap), once for all tiles that gather alike."""
+    kinds: dict[bytes, int] = {}
+    places, counts, pieces = [], [], []
+    for at in range(0, len(starts) - 1, n_taps):
+        count = np.diff(starts[at : at + n_taps + 1])
+        mine = rows[starts[at] : starts[at + n_taps]].copy()
+        is_zero = mine[:, 1] < 0
+        place = int(mine[~is_zero, 1].min()) if not is_zero.all() else 0
+        mine[:, 1] = np.where(is_zero, 0, mine[:, 1] - place)
+        mine[is_zero, 2] *= -1
+        key = count.tobytes() + mine.tobytes()
+        if key not in kinds:
+            kinds[key] = len(kinds) * n_taps
+            counts.append(count)
+            pieces.append(mine)
+        places.append((kinds[key], place))
+    ends = np.cumsum(np.concatenate([[0], *counts]))
+    found = np.array(places), ends, np.concatenate(pieces)
+    return Tables(*(array.astype(np.int32) for array in found))
 
 
 def _runs(source: np.ndarray, step: int, block: int, lanes: int, most: int) -> np.ndarray:

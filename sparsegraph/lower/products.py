@@ -299,14 +299,10 @@ def step_product(
     args.append(b.weight(f"{name}.bias", full_bias))
     args += [b.weight(f"{name}.{stream}", array) for stream, array in kernel.streams(packed)]
     if step is not None and window is not None:
-        first, second = tables(window, x.fm, y, kernel.gather_lanes, target)
         args.append(Scratch(kernel.panel_bytes(choice.tile) + 1024))
-        args += [
-            kernel.panel_row,
-            taps,
-            b.weight(f"{name}.gather", first),
-            b.weight(f"{name}.gather2", second),
-        ]
+        args += [kernel.panel_row, taps]
+        gathered = tables(window, x.fm, y, kernel.gather_lanes, target)._asdict()
+        args += [b.weight(f"{name}.{table}", array) for table, array in gathered.items()]
     if region:
         for value, kind in zip(region.operands, region.kinds):
             args += _of_tiles(n, kind, operand(b, value, kind, to))

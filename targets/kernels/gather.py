@@ -7,14 +7,18 @@ reads the source at one distance, so a row of the panel is one run of whole vect
 source lies outside the map are masked to zero by bits, in registers. The masks of a (tile, tap)
 stay in registers over all channels. Tables, made by `sparsegraph.lower.gather`:
 
-    runs  int32 [tiles, taps, 5]   source, mask, lead, first, stop
-    masks int32 [.., vectors+1, lanes]   bits of each vector, then those of the vector at `lead`
+    places int32 [tiles, 2]        first run of the tile's kind, where the tile gathers from
+    runs   int32 [kinds, taps, 5]  source, mask, lead, first, stop
+    masks  int32 [.., vectors+1, lanes]   bits of each vector, then those of the vector at `lead`
 
-Vectors [first, stop) are copied from `source + point`; all others are zero. Whatever vector holds
-no valid point is not read, so nothing is read more than a vector behind the source. Where the first
-valid point lies less than a vector behind the start of the source, it is copied to point `lead` of
-the row on its own (`lead` < 0: there is none), so nothing is read before the source. What
-overshoots the row there is zeros, as the next row begins.
+Most tiles are of few kinds: tables of every tile would be larger than sparse weights (84 KB for the
+stem of a PP-OCR classifier on a machine without vectors).
+
+`source` counts from the tile's place. Vectors [first, stop) are copied from `source + point`; all
+others are zero. Whatever vector holds no valid point is not read, so nothing is read more than a
+vector behind the source. Where the first valid point lies less than a vector behind the start of
+the source, it is copied to point `lead` of the row on its own (`lead` < 0: there is none), so
+nothing is read before the source. What overshoots the row there is zeros, as the next row begins.
 
 Segments (every other geometry): see `segments`.
 """
@@ -28,9 +32,10 @@ from sparsegraph.targets.kernels.math import bits
 SLACK = 256  # float32 values behind x that may be read (`lower.builder.SLACK_BYTES`)
 FLAT = 0  # Product.gather; a positive number is the step between source points of segments
 RUN = 5  # values per (tile, tap) of the table `runs`
+_PANEL = "panel:float32* panel_row:int32 taps:int32 places:int32* "
 PARAMS = {
-    True: "panel:float32* panel_row:int32 taps:int32 runs:int32* masks:int32* ",
-    False: "panel:float32* panel_row:int32 taps:int32 segments:int32* segment_start:int32* ",
+    True: _PANEL + "runs:int32* masks:int32* ",
+    False: _PANEL + "starts:int32* segments:int32* ",
 }
 """By whether the gather is flat."""
 
@@ -58,9 +63,10 @@ class Gather:
         """Columns [start, start + width) of a tile; whole channels, taps outermost."""
         a = self.a
         channels = bind(divide(width, a["taps"]))
-        source = bind(image * a["x_image"] + divide(start, a["taps"]) * a["x_row"])
+        first, place = (bind(load(a["places"], tile * 2 + i)) for i in (0, 1))
+        source = bind(image * a["x_image"] + divide(start, a["taps"]) * a["x_row"] + place)
         with loop(0, a["taps"]) as tap:
-            at = bind(tile * a["taps"] + tap)
+            at = bind(first + tap)
             to = bind(tap * channels * a["panel_row"])
             if self.step == FLAT:
                 self._run(at, to, source, channels)
@@ -148,18 +154,19 @@ class Gather:
         """A segment (to, from, vectors) copies 1 to `segment` whole vectors of every channel.
 
         What overshoots is overwritten by the next segment or falls into the spare vector at the
-        row's end; its sources lie less than `step * lanes` values behind the last one. `from` < 0
-        writes zeros. `segment_start` [tiles*taps + 1] tells the segments of each (tile, tap).
+        row's end; its sources lie less than `step * lanes` values behind the last one. `from`
+        counts from the tile's place; `vectors` < 0 writes as many zeros. `starts` [kinds*taps + 1]
+        tells the segments of each tap of a kind.
         """
         a = self.a
-        stop = bind(load(a["segment_start"], at + 1))
-        with loop(load(a["segment_start"], at), stop) as s:
+        stop = bind(load(a["starts"], at + 1))
+        with loop(load(a["starts"], at), stop) as s:
             to = bind(to_tap + load(a["segments"], s * 3))
             begin = bind(load(a["segments"], s * 3 + 1))
             vectors = bind(load(a["segments"], s * 3 + 2))
-            with emit.choose(begin < 0) as (then, otherwise):
+            with emit.choose(vectors < 0) as (then, otherwise):
                 with then:
-                    self._segment(to, None, vectors, channels)
+                    self._segment(to, None, bind(0 - vectors), channels)
                 with otherwise:
                     self._segment(to, bind(source + begin), vectors, channels)
 

@@ -77,7 +77,7 @@ def run(
     tile = 4 * taps  # 11 channels in tiles of 4: the last tile is narrow
     packer = formats.pack_coded if weight_format == "coded" else formats.pack_dense
     packed = packer(_columns_by_tile(weight, 4), 2, tile)
-    first, second = tables(window, xl, yl, kernel.gather_lanes, target)
+    gathered = tables(window, xl, yl, kernel.gather_lanes, target)
     memory[:] = np.nan
     memory[256 : 256 + xl.size] = convert.pack(x, xl, fill=np.nan)
     y = host.empty(yl.size + 64)
@@ -87,7 +87,7 @@ def run(
         *(host.aligned(array) for _, array in kernel.streams(packed)),
     ]  # fmt: skip
     panel = host.empty(kernel.panel_bytes(tile) // 4 + 64)
-    args += [panel, kernel.panel_row, taps, host.aligned(first), host.aligned(second)]
+    args += [panel, kernel.panel_row, taps, *map(host.aligned, gathered)]
     library(kernel, target).call(kernel, *args, end=images * yl.tiles)
     return convert.unpack(y, yl)
 
@@ -202,13 +202,15 @@ def test_runs_copy_exactly_the_window_and_stay_near_the_source(window: Window, l
     points = window.out[0] * window.out[1]
     block = lanes * min(6, -(-points // lanes))
     y = FeatureMajor(1, 1, points, block, 0, 0, 0, 1)
-    runs, masks = flat(window, y, lanes)
+    places, runs, masks = flat(window, y, lanes)
     size = window.size[0] * window.size[1]
     for tap in range(window.n_taps):
         expected = np.full(y.tiles * block, -1)
         expected[:points] = window.sources(tap)
         for tile in range(y.tiles):
-            source, mask, lead, first, stop = runs[tile * window.n_taps + tap].tolist()
+            kind, place = places[tile].tolist()
+            source, mask, lead, first, stop = runs[kind + tap].tolist()
+            source += place
             got = np.full(block + lanes, -1)
             spans = [(lead, block)] if lead >= 0 else []
             spans += [(v * lanes, v * lanes) for v in range(first, stop)]
@@ -225,6 +227,24 @@ def test_runs_copy_exactly_the_window_and_stay_near_the_source(window: Window, l
 def test_segments_of_a_strided_window() -> None:
     window = Window((4, 4), (1, 1), (2, 2), (1, 1), (0, 0, 0, 0))
     layout = FeatureMajor(1, 1, 16, 16, 0, 16, 16, 1)
-    rows, starts = segments(window, layout, FeatureMajor(1, 1, 4, 8, 0, 8, 8, 1), 8, 4)
+    places, starts, rows = segments(window, layout, FeatureMajor(1, 1, 4, 8, 0, 8, 8, 1), 8, 4)
     assert rows.tolist() == [[0, 0, 1], [2, 8, 1]]
     assert starts.tolist() == [0, 2]
+    assert places.tolist() == [[0, 0]]
+
+
+def test_tiles_that_gather_alike_share_their_tables() -> None:
+    """Above, inside and below, at the left, in the middle and at the right: nine kinds."""
+    window = Window((32, 40), (3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+    x = FeatureMajor(1, 1, 32 * 40, 4, 4, 4, 4, 1)
+    x = dataclasses.replace(x, block=32 * 40)
+    y = FeatureMajor(1, 1, 16 * 20, 4, 0, 4, 4, 1)
+    places, starts, rows = segments(window, x, y, 1, 4)
+    assert len(places) == 80
+    assert len(set(places[:, 0].tolist())) == 4
+    assert len(starts) == 4 * 9 + 1
+    assert len(rows) == starts[-1]
+    wide = Window((16, 20), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    places, runs, _ = flat(wide, y, 1)
+    assert len(set(places[:, 0].tolist())) == 9
+    assert len(runs) == 81
