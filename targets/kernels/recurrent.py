@@ -6,9 +6,9 @@
 
 `gates` holds what the inputs give to every gate of every step, biases included (for the GRU's n
 that of the input). The third is a GRU whose reset comes before the product, so there are two
-products in a row. Recurrent weights are packed as in vector_product: lanes are rows of R, the
-state is broadcast. They are read once per step and should fit in the level 2 cache. All is
-row-major; one item is one sequence in one direction.
+products in a row. Recurrent weights are packed as in vector_product, dense or coded: lanes are
+rows of R, the state is broadcast. They are read once per step and should fit in the level 2 cache.
+All is row-major; one item is one sequence in one direction.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import vector_product
 from sparsegraph.targets.kernels.math import hold, like, sigmoid, tanh
-from sparsegraph.targets.kernels.vector_product import add_column
+from sparsegraph.targets.kernels.vector_product import Slots, add_column, add_slots, pack_slots
 from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.target import Target
 
@@ -34,35 +34,34 @@ class Recurrent:
 
     Arguments: y [steps, directions, images, units]; gates [steps, images, directions, gates *
     units]; states h and c and what they start with [directions, images, units] (the GRU has no c);
-    weights from `pack`; bias [directions, units] of `gru`; directions from `reverse` on run
-    backwards; scratch for all gates of one step.
+    weights from `pack` or `pack_coded`; bias [directions, units] of `gru`; directions from
+    `reverse` on run backwards; scratch for all gates of one step.
 
     Attributes:
         kind: `lstm`, `gru` (reset after the product) or `reset` (before it).
         lanes: float32 values in a vector.
-        vectors: vectors of rows in a panel of weights.
+        rows: rows in a panel of weights.
+        coded: weights are stored, and multiplied, without columns of a panel that are zero.
     """
 
     kind: str
     lanes: int
-    vectors: int
+    rows: int
+    coded: bool = False
 
     def __post_init__(self) -> None:
         assert self.kind in GATES, self.kind
 
     @property
-    def rows(self) -> int:
-        """Rows of a panel."""
-        return self.lanes * self.vectors
-
-    @property
     def name(self) -> str:
-        return f"{self.kind}_f32_v{self.vectors}_l{self.lanes}"
+        return f"{self.kind}_f32_r{self.rows}_l{self.lanes}" + "_coded" * self.coded
 
     @property
     def params(self) -> emit.Signature:
+        weights = "values:float32* columns:uint16* starts:int32* order:int32*"
         return emit.signature(
-            f"y:float32* gates:float32* h:float32* h0:float32* {_OWN[self.kind]} weights:float32* "
+            "y:float32* gates:float32* h:float32* h0:float32* "
+            f"{_OWN[self.kind]} {weights if self.coded else 'weights:float32*'} "
             "z:float32* steps:int32 directions:int32 images:int32 units:int32 panels:int32 "
             "reverse:int32"
         )
@@ -82,12 +81,12 @@ class Recurrent:
         return (2, 1) if self.kind == "reset" else (GATES[self.kind],)
 
     def body(self, target: Target) -> Any:
-        return lambda **args: _Emitter(self, args).run()
+        return lambda **args: _Emitter(self, args, target).run()
 
 
 class _Emitter:
-    def __init__(self, spec: Recurrent, args: dict[str, Expr]) -> None:
-        self.spec, self.a = spec, args
+    def __init__(self, spec: Recurrent, args: dict[str, Expr], target: Target) -> None:
+        self.spec, self.a, self.target = spec, args, target
 
     def run(self) -> None:
         a, spec = self.a, self.spec
@@ -96,7 +95,7 @@ class _Emitter:
             image = bind(emit.modulo(item, a["images"]))
             self.state = bind(item * a["units"])
             width = bind(a["units"] * GATES[spec.kind])
-            self.matrix = bind(direction * a["panels"] * a["units"] * spec.rows)
+            self.first = bind(direction * a["panels"])
             self.bias = bind(direction * a["units"])
             each_vector(a["units"], spec.lanes, self.start)
             backwards = bind(emit.select(direction < a["reverse"], const(0, "int32"),
@@ -112,7 +111,7 @@ class _Emitter:
                 if spec.kind == "reset":
                     self.reset()
                 else:
-                    self.products(0, a["panels"], "h", self.state)
+                    self.products(const(0, "int32"), a["panels"], "h", self.state)
                     each_vector(a["units"], spec.lanes, self.lstm if "c" in a else self.gru)
 
     def start(self, at: Expr, lanes: int) -> None:
@@ -120,19 +119,30 @@ class _Emitter:
             at_state = self.state + at
             store(self.a[to], load(self.a[f"{to}0"], at_state, lanes), at_state, lanes)
 
-    def products(self, first: Expr | int, end: Expr, state: str, at: Expr) -> None:
+    def products(self, first: Expr, end: Expr, state: str, at: Expr) -> None:
         """The rows of some panels times a state, into scratch."""
-        a, spec = self.a, self.spec
-        with loop(first, end) as panel:
-            cells = [Cell("float32", spec.lanes) for _ in range(spec.vectors)]
-            for cell in cells:
-                cell.set(splat(const(0.0), spec.lanes))
-            start = bind(self.matrix + panel * a["units"] * spec.rows)
-            with loop(0, a["units"]) as k:
-                value = load(a[state], at + k)
-                add_column(cells, a["weights"], start + k * spec.rows, value, spec.lanes)
-            for v, cell in enumerate(cells):
-                store(a["z"], cell.get(), panel * spec.rows + v * spec.lanes, spec.lanes)
+        multiply = self.coded if self.spec.coded else self.dense
+        with loop(0, end - first) as i:
+            multiply(bind(self.first + first + i), bind(first), i, state, at)
+
+    def dense(self, panel: Expr, first: Expr, i: Expr, state: str, at: Expr) -> None:
+        """Panel `panel` of all is number i of a product whose sums begin with panel `first`."""
+        a, rows, lanes = self.a, self.spec.rows, self.spec.lanes
+        cells = [Cell("float32", lanes) for _ in range(rows // lanes)]
+        for cell in cells:
+            cell.set(splat(const(0.0), lanes))
+        start = bind(panel * a["units"] * rows)
+        with loop(0, a["units"]) as k:
+            add_column(cells, a["weights"], start + k * rows, load(a[state], at + k), lanes)
+        for v, cell in enumerate(cells):
+            store(a["z"], cell.get(), (first + i) * rows + v * lanes, lanes)
+
+    def coded(self, panel: Expr, first: Expr, _: Expr, state: str, at: Expr) -> None:
+        """The same of slots; the product's panels are in another order."""
+        a, rows = self.a, self.spec.rows
+        turns = [load(a["starts"], panel + i) for i in (0, 1)]
+        total = add_slots(a, turns, a[state], at, rows, self.target)
+        store(a["z"], total, (first + load(a["order"], panel)) * rows, rows)
 
     def reset(self) -> None:
         """A GRU's step with the reset before the product."""
@@ -140,7 +150,7 @@ class _Emitter:
         new = bind(emit.divide(a["units"] * 2 + (spec.rows - 1), spec.rows))
         self.kept = bind(a["panels"] * spec.rows)
         self.new = bind(new * spec.rows)
-        self.products(0, new, "h", self.state)
+        self.products(const(0, "int32"), new, "h", self.state)
         each_vector(a["units"], spec.lanes, self.keep)
         self.products(new, a["panels"], "z", self.kept)
         each_vector(a["units"], spec.lanes, self.renew)
@@ -197,11 +207,27 @@ class _Emitter:
 
 def pack(weights: np.ndarray, kernel: Recurrent) -> np.ndarray:
     """[directions, gates * units, units] -> the panels of every direction."""
+    parts = _products(weights, kernel)
+    return np.concatenate([vector_product.pack(part, kernel.rows) for part in parts])
+
+
+def pack_coded(weights: np.ndarray, kernel: Recurrent) -> Slots:
+    """The same without columns of panels that are zero."""
+    parts = [pack_slots(part, kernel.rows) for part in _products(weights, kernel)]
+    before = np.cumsum([0, *(part.starts[-1] for part in parts)])
+    starts = [part.starts[:-1] + n for part, n in zip(parts, before)]
+    return Slots(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.columns for part in parts]),
+        np.concatenate([*starts, before[-1:]]).astype(np.int32),
+        np.concatenate([part.panels for part in parts]),
+    )
+
+
+def _products(weights: np.ndarray, kernel: Recurrent) -> list[np.ndarray]:
+    """The matrices of all products in their order; each begins a panel."""
     ends = np.cumsum(kernel.products)[:-1] * weights.shape[2]
-    return np.stack([
-        np.concatenate([vector_product.pack(part, kernel.rows) for part in np.split(one, ends)])
-        for one in weights
-    ])  # fmt: skip
+    return [part for one in weights for part in np.split(one, ends)]
 
 
 def reference(
@@ -238,4 +264,5 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def kernels(lanes: int) -> list[Recurrent]:
     """Representative variants for vectors of `lanes` values."""
-    return [Recurrent(kind, lanes, 8) for kind in GATES]
+    dense = [Recurrent(kind, lanes, 8 * lanes) for kind in GATES]
+    return [*dense, *(Recurrent(kind, lanes, min(4, lanes), coded=True) for kind in GATES)]

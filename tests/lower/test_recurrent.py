@@ -3,8 +3,11 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from sparsegraph.targets.kernels.recurrent import Recurrent
 
+from sparsegraph import targets
 from sparsegraph.compile import Compiled, compile
+from sparsegraph.lower.recurrent import _kernel
 from sparsegraph.verify import run_onnx
 from tests.passes.check import parse, rng
 
@@ -125,3 +128,43 @@ def test_many_sequences_with_large_weights_are_left(images: int, is_left: bool) 
         units=units, images=images,
     )  # fmt: skip
     assert bool(compiled(model).fallback_nodes) == is_left
+
+
+def pruned(array: np.ndarray, kept: float, rows: int) -> np.ndarray:
+    """Groups of neighbouring rows lose the same columns."""
+    directions, n, columns = array.shape
+    mask = np.random.default_rng(2).random((directions, n // rows, columns)) < kept
+    return np.where(np.repeat(mask, rows, axis=1), array, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "reset"])
+@pytest.mark.parametrize(("kept", "rows"), [(0.05, 1), (0.1, 8), (0.5, 1)])
+def test_recurrent_weights_without_their_zeros(op: str, kept: float, rows: int) -> None:
+    op, how = ("GRU", "") if op == "reset" else (op, LINEAR[op])
+    units = 96
+    weights = pruned(small(2, GATES[op] * units, units), kept, rows)
+    body = f'y = {op}<hidden_size={units}, direction="bidirectional"{how}>(x, w, m)'
+    outputs = f"float[{STEPS},2,{IMAGES},{units}] y"
+    dense, sparse = (
+        compiled(network(op, body, outputs, 2, units, m=m))
+        for m in (small(2, GATES[op] * units, units), weights)
+    )
+    is_coded = kept < 0.5
+    x = np.random.default_rng(1).standard_normal((STEPS, IMAGES, INPUTS)).astype(np.float32)
+    kernels = [s.kernel for s in sparse.session.profile({"x": x})]
+    (kernel,) = (k for k in kernels if k.startswith(("lstm", "gru", "reset")))
+    assert kernel.endswith("_coded") == is_coded
+    sizes = [c.manifest.members["weights.bin"].n_bytes for c in (dense, sparse)]
+    assert (sizes[1] < 0.5 * sizes[0]) == is_coded
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("x86-64-v4", 4), ("aarch64", 4), ("riscv64", 1), ("c11", 1)]
+)
+def test_panels_follow_the_machine(name: str, rows: int) -> None:
+    target = targets.get(name)
+    weights = pruned(small(1, 1024, 256), 0.1, 1)
+    assert _kernel("lstm", weights, target) == Recurrent("lstm", target.lanes, rows, coded=True)
+    together = _kernel("lstm", pruned(weights * 0 + 1, 0.1, 16), target)
+    assert together == Recurrent("lstm", target.lanes, min(16, target.lanes), coded=True)
+    assert not _kernel("lstm", weights * 0 + 1, target).coded

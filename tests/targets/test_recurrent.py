@@ -20,7 +20,14 @@ def library(kernel: Recurrent) -> host.Library:
     return host.Library([kernel], TARGET)
 
 
-@pytest.mark.parametrize("kernel", recurrent.kernels(LANES))
+def streams(kernel: Recurrent, weights: np.ndarray) -> list[np.ndarray]:
+    packed = (
+        recurrent.pack_coded(weights, kernel) if kernel.coded else [recurrent.pack(weights, kernel)]
+    )
+    return [host.aligned(array) for array in packed]
+
+
+@pytest.mark.parametrize("kernel", [*recurrent.kernels(LANES), Recurrent("lstm", LANES, 1, True)])
 @pytest.mark.parametrize(
     ("steps", "images", "units"), [(1, 1, 1), (3, 2, 5), (7, 1, 67), (90, 3, 32)]
 )
@@ -32,6 +39,8 @@ def test_a_sequence_equals_the_reference(
     n = GATES[kernel.kind] * units
     gates = rng.standard_normal((steps, images, 2, n)).astype(np.float32) * 2
     weights = (rng.standard_normal((2, n, units)) / np.sqrt(units)).astype(np.float32)
+    if kernel.coded:
+        weights[rng.random(weights.shape) < 0.7] = 0
     h0, c0 = rng.standard_normal((2, 2, images, units)).astype(np.float32)
     bias = rng.standard_normal((2, units)).astype(np.float32)
     y, h, c = (host.empty(size) for size in (steps * h0.size, h0.size, h0.size))
@@ -39,7 +48,7 @@ def test_a_sequence_equals_the_reference(
     own = {"lstm": [c, host.aligned(c0)], "gru": [host.aligned(bias)], "reset": []}[kernel.kind]
     library(kernel).call(
         kernel, y, host.aligned(gates), h, host.aligned(h0), *own,
-        host.aligned(recurrent.pack(weights, kernel)), scratch, steps, 2, images, units,
+        *streams(kernel, weights), scratch, steps, 2, images, units,
         kernel.panels(units), reverse, end=2 * images,
     )  # fmt: skip
     want = recurrent.reference(kernel.kind, gates, weights, h0, c0, bias, REVERSE[reverse])
@@ -58,9 +67,9 @@ def test_not_a_number_stays_in_its_sequence(kernel: Recurrent) -> None:
     y, h, c = (host.empty(size) for size in (2 * zeros.size, zeros.size, zeros.size))
     shift = host.aligned(zeros[0, :1])
     own = {"lstm": [c, host.aligned(zeros)], "gru": [shift], "reset": []}[kernel.kind]
-    weights = recurrent.pack(np.zeros((1, n, units), np.float32), kernel)
+    weights = streams(kernel, np.zeros((1, n, units), np.float32))
     library(kernel).call(
-        kernel, y, host.aligned(gates), h, host.aligned(zeros), *own, host.aligned(weights),
+        kernel, y, host.aligned(gates), h, host.aligned(zeros), *own, *weights,
         host.empty(kernel.scratch_bytes(units) // 4), 2, 1, 2, units, kernel.panels(units), 1,
         end=2,
     )  # fmt: skip
