@@ -17,8 +17,10 @@ from onnx import numpy_helper
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
-"""Which axis of an op's weight counts outputs; Gemm with transB has them first."""
+OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1, "LSTM": 1, "GRU": 1}
+"""Which axis of an op's weight counts outputs; Gemm with transB has them first, recurrences behind
+their directions."""
+RECURRENT = ("LSTM", "GRU")
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,22 @@ def selector_for(model: str) -> Selector:
 
 
 def layers(model: onnx.ModelProto) -> Iterator[Layer]:
-    """Nodes of `OUTPUT_AXIS` whose second input is a constant of rank 2 or more, in graph order."""
+    """Constant weights of rank 2 or more of the nodes of `OUTPUT_AXIS`, in graph order.
+
+    The second input; of recurrences the third too.
+    """
     shapes = {name: tuple(tensor.dims) for name, tensor in _constants(model).items()}
     index = 0
     for node in model.graph.node:
-        if node.op_type not in OUTPUT_AXIS or len(shapes.get(node.input[1], ())) < 2:
+        if node.op_type not in OUTPUT_AXIS:
             continue
         attributes = {a.name: a.i for a in node.attribute}
         axis = 0 if attributes.get("transB") else OUTPUT_AXIS[node.op_type]
-        yield Layer(
-            index=index,
-            node=node.name,
-            op=node.op_type,
-            weight=node.input[1],
-            shape=shapes[node.input[1]],
-            output_axis=axis,
-            groups=attributes.get("group", 1),
-        )
-        index += 1
+        for weight in node.input[1 : 3 if node.op_type in RECURRENT else 2]:
+            if len(shapes.get(weight, ())) >= 2:
+                groups = attributes.get("group", 1)
+                yield Layer(index, node.name, node.op_type, weight, shapes[weight], axis, groups)
+                index += 1
 
 
 def magnitude(
@@ -166,8 +166,11 @@ def _zeroed(weight: Array, layer: Layer, keep: Callable[[Array], Mask]) -> Array
     """`weight` with zeros where `keep` says so of its [outputs, inputs] matrix, inputs innermost.
 
     For a kernel larger than 1x1 the innermost axis is input channels, so that groups of inputs
-    never mix kernel positions.
+    never mix kernel positions. The rows of a recurrence's directions lie one below the other.
     """
+    if layer.op in RECURRENT:
+        flat = weight.reshape(-1, weight.shape[-1])
+        return np.where(keep(np.abs(flat)), flat, np.float32(0)).reshape(weight.shape)
     moved = np.moveaxis(np.moveaxis(weight, layer.output_axis, 0), 1, -1)
     mask = keep(np.abs(moved).reshape(moved.shape[0], -1)).reshape(moved.shape)
     restored = np.moveaxis(np.moveaxis(mask, -1, 1), 0, layer.output_axis)

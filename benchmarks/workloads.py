@@ -7,6 +7,7 @@ from functools import partial
 import onnx
 
 from benchmarks import prune, real_models, zoo
+from benchmarks.zoo import tagger
 
 DENSITIES = (1.0, 0.2, 0.1, 0.05)
 """0, 80, 90 and 95 % zeros."""
@@ -68,6 +69,7 @@ _ALL = (
     _model("deit_tiny", "deit_tiny"),
     _model("deit_small", "deit_small"),
     _model("digits_cnn", "digits_cnn"),
+    Workload("models", "lstm-tagger", tagger.tagger),
     *(_real(name) for name in real_models.names()),
 )
 

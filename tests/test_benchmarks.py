@@ -31,6 +31,7 @@ from benchmarks import timing as timing_module
 from benchmarks.engines import prepare, relative_error
 from benchmarks.timing import Plan, Samples, interleave, pinned, wait_clock
 from benchmarks.workloads import DENSITIES, WORKLOADS, Workload, of_kind
+from benchmarks.zoo import tagger
 
 QUICK = Plan(rounds=2, block_ms=2)
 MS = 1_000_000
@@ -259,6 +260,19 @@ class TestPrune:
         found = prune.densities(pruned, prune.layers(pruned))
         assert found.pop("conv1.weight") == 1
         assert list(found.values()) == [0.25] * 3
+
+    @pytest.mark.parametrize("pattern", ["unstructured", "16x1"])
+    def test_both_weights_of_a_recurrence_are_pruned(self, pattern: str) -> None:
+        model = tagger.tagger(2, width=32, hidden=32)
+        pruned = prune.magnitude(model, 0.25, pattern=pattern)
+        found = prune.densities(pruned, prune.layers(pruned))
+        names = ["lstm.0.w", "lstm.0.r", "lstm.1.w", "lstm.1.r", "head.weight"]
+        assert found == dict.fromkeys(names, 0.25)
+
+    def test_recurrences_count(self) -> None:
+        sizes = [(32, 32), (64, 32)]  # inputs and units of a layer, both ways
+        per_token = sum(2 * 4 * units * (inputs + units) for inputs, units in sizes) + 64 * 32
+        assert zoo.macs(tagger.tagger(2, width=32, hidden=32)) == 2 * per_token
 
     def test_weights_in_constant_nodes_are_pruned_too(self) -> None:
         model = zoo.build("gemm", m=2, k=8, n=8)

@@ -26,7 +26,7 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul nodes.
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, LSTM and GRU nodes.
 
     Raises ValueError when shape inference leaves an operand of such a node open.
     """
@@ -51,6 +51,9 @@ def node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> in
         trans_a = any(a.name == "transA" and a.i for a in node.attribute)
         depth = shapes[node.input[0]][0 if trans_a else 1]
         return math.prod(shapes[node.output[0]]) * depth
+    if node.op_type in ("LSTM", "GRU"):
+        points = math.prod(shapes[node.input[0]][:2])
+        return points * sum(math.prod(shapes[name]) for name in node.input[1:3])
     return 0
 
 
