@@ -12,7 +12,7 @@ from sparsegraph.lower.builder import Builder, Declined, Stored, shape_of
 from sparsegraph.lower.products import emit_product
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels.recurrent import GATES, Recurrent, pack, pack_coded
-from sparsegraph.targets.kernels.vector_product import n_slots
+from sparsegraph.targets.kernels.slots import n_slots
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 

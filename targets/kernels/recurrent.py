@@ -6,9 +6,9 @@
 
 `gates` holds what the inputs give to every gate of every step, biases included (for the GRU's n
 that of the input). The third is a GRU whose reset comes before the product, so there are two
-products in a row. Recurrent weights are packed as in vector_product, dense or coded: lanes are
-rows of R, the state is broadcast. They are read once per step and should fit in the level 2 cache.
-All is row-major; one item is one sequence in one direction.
+products in a row. Recurrent weights are packed as in vector_product, or coded as in slots: lanes
+are rows of R, the state is broadcast. They are read once per step and should fit in the level 2
+cache. All is row-major; one item is one sequence in one direction.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
 from sparsegraph.targets.kernels import vector_product
 from sparsegraph.targets.kernels.math import hold, like, sigmoid, tanh
-from sparsegraph.targets.kernels.vector_product import Slots, add_column, add_slots, pack_slots
+from sparsegraph.targets.kernels.slots import Slots, add_slots, pack_slots
+from sparsegraph.targets.kernels.vector_product import add_column
 from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.target import Target
 
@@ -41,7 +42,7 @@ class Recurrent:
         kind: `lstm`, `gru` (reset after the product) or `reset` (before it).
         lanes: float32 values in a vector.
         rows: rows in a panel of weights.
-        coded: weights are stored, and multiplied, without columns of a panel that are zero.
+        coded: weights are in slots.
     """
 
     kind: str

@@ -7,9 +7,8 @@ lanes are rows: weights are packed in panels of `rows` outputs, so they stream f
 the order in which they are read, and only the activations are broadcast. One item is one panel.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sparsegraph.targets import emit
@@ -17,7 +16,6 @@ from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat,
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.target import Target
 
-UNROLLED = 4  # slots of a coded panel per turn
 MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of points
 
 
@@ -112,71 +110,7 @@ def add_column(cells: list[Cell], weights: Expr, start: Expr, x: Expr, lanes: in
         cell.set(cell.get() + load(weights, at + v * lanes, lanes) * value)
 
 
-def add_slots(
-    a: Mapping[str, Expr], turns: Sequence[Expr], x: Expr, start: Expr, rows: int, target: Target
-) -> Expr:
-    """The sums of a coded panel of `rows` rows, whose slots fill some turns, times x from start.
-
-    Several sums hide the latency of a product.
-    """
-
-    def wide(number: Expr) -> Expr:
-        return emit.T.cast(number, "int64" if "64" in target.arch else "int32")
-
-    first, stop = turns
-    sums = [Cell("float32", rows) for _ in range(UNROLLED)]
-    for cell in sums:
-        cell.set(splat(const(0.0), rows))
-    begin = bind(wide(start))
-    with loop(bind(wide(first)), bind(wide(stop))) as turn:
-        for i, cell in enumerate(sums):
-            slot = turn * UNROLLED + i
-            value = bind(splat(load(x, begin + wide(load(a["columns"], slot))), rows))
-            cell.set(cell.get() + load(a["values"], slot * rows, rows) * value)
-    pairs = [bind(sums[i].get() + sums[i + 1].get()) for i in range(0, UNROLLED, 2)]
-    return bind(sum(pairs[1:], pairs[0]))
-
-
-class Slots(NamedTuple):
-    """The columns of each panel of rows that hold anything, `UNROLLED` to a turn.
-
-    Attributes:
-        values: float32 [slots, rows].
-        columns: uint16 [slots]; what fills the last turn of a panel is zeros of column 0.
-        starts: int32 [panels + 1], in turns.
-        panels: int32 [panels], which rows each panel has: those of equal length follow each other,
-            so that the end of a loop is foreseen.
-    """
-
-    values: np.ndarray
-    columns: np.ndarray
-    starts: np.ndarray
-    panels: np.ndarray
-
-
-def n_slots(weight: np.ndarray, rows: int) -> int:
-    """Slots of a weight in panels of `rows` rows, without what fills turns."""
-    return int(np.count_nonzero(_panels(weight, rows).any(axis=1)))
-
-
-def pack_slots(weight: np.ndarray, rows: int) -> Slots:
-    """[n, columns] in panels of `rows` rows, the last padded with rows of zeros."""
-    panels = _panels(weight, rows)
-    turns = -(-np.count_nonzero(panels.any(axis=1), axis=1) // UNROLLED)
-    order = np.argsort(turns, kind="stable")
-    values, columns = [], []
-    for i in order:
-        used = np.flatnonzero(panels[i].any(axis=0))
-        spare = -len(used) % UNROLLED
-        values.append(np.pad(panels[i][:, used].T, ((0, spare), (0, 0))))
-        columns.append(np.pad(used, (0, spare)))
-    return Slots(
-        np.concatenate(values), np.concatenate(columns).astype(np.uint16),
-        np.concatenate([[0], turns[order].cumsum()]).astype(np.int32), order.astype(np.int32),
-    )  # fmt: skip
-
-
-def _panels(weight: np.ndarray, rows: int) -> np.ndarray:
+def panels_of(weight: np.ndarray, rows: int) -> np.ndarray:
     """[n, columns] -> [panels, rows, columns]."""
     full = np.zeros((-(-len(weight) // rows) * rows, weight.shape[1]), np.float32)
     full[: len(weight)] = weight
@@ -185,7 +119,7 @@ def _panels(weight: np.ndarray, rows: int) -> np.ndarray:
 
 def pack(weight: np.ndarray, rows: int) -> np.ndarray:
     """[n, columns] -> panels [n / rows, columns, rows], padded with zeros."""
-    return np.ascontiguousarray(_panels(weight, rows).transpose(0, 2, 1))
+    return np.ascontiguousarray(panels_of(weight, rows).transpose(0, 2, 1))
 
 
 def pack_rows(values: np.ndarray, n: int, rows: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from sparsegraph.targets import host
-from sparsegraph.targets.kernels import recurrent
+from sparsegraph.targets.kernels import recurrent, slots
 from sparsegraph.targets.kernels.recurrent import GATES, Recurrent
 
 from sparsegraph import targets
@@ -76,3 +76,22 @@ def test_not_a_number_stays_in_its_sequence(kernel: Recurrent) -> None:
     found = y.reshape(2, 2, units)
     assert np.isnan(found[:, 1]).all()
     assert not found[:, 0].any()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 1.0])
+def test_slots_hold_every_value_once(rows: int, kept: float) -> None:
+    rng = np.random.default_rng(rows)
+    weight = rng.standard_normal((37, 50)).astype(np.float32)
+    weight[rng.random(weight.shape) >= kept] = 0
+    packed = slots.pack_slots(weight, rows)
+    found = np.zeros((-(-37 // rows) * rows, 50), np.float32)
+    for i, panel in enumerate(packed.panels):
+        for slot in range(*(4 * packed.starts[i : i + 2])):
+            found[panel * rows :][:rows, packed.columns[slot]] += packed.values[slot]
+    np.testing.assert_array_equal(found[:37], weight)
+    assert not found[37:].any()
+    assert (np.diff(packed.starts) >= 0).all()
+    assert sorted(packed.panels) == list(range(len(packed.panels)))
+    assert len(packed.values) - slots.n_slots(weight, rows) < 4 * len(packed.panels)
+    assert (np.diff(np.diff(packed.starts)) >= 0).all(), "panels of a length lie together"
