@@ -122,7 +122,7 @@ def samples(records: Sequence[Record], target: Target) -> dict[str, list[tuple[s
 
 def _call_order(part: tuple[str, Any]) -> int:
     """Winograd's calls are input, products, output."""
-    return ["winograd_input", "dense", "coded", "vector", "winograd_output"].index(part[0])
+    return ["winograd_input", "dense", "coded", "vector", "slots", "winograd_output"].index(part[0])
 
 
 def fit(records: Sequence[Record], target: Target, start: cost.Prices | None = None) -> cost.Prices:
@@ -171,6 +171,7 @@ def predicted(record: Record, prices: cost.Prices, target: Target) -> float:
 def _problem(record: Record) -> Problem:
     fields = dict(record["problem"])
     fields |= {name: tuple(fields[name]) for name in ("out", "patches")}
+    fields.setdefault("single", fields["points"] == 1 and fields["gather"] is None)
     return Problem(**{**fields, "filter": Filter(*fields.get("filter", ()))})
 
 

@@ -111,4 +111,5 @@ def cases(layer: Layer, target: Target) -> Iterator[tuple[float, Operands, list[
                 yield density, operands, [dense, *others, *tiles[1:2]]
                 continue
             count = 3 if density in OTHER_TILES and share == 1 else 1
-            yield density, operands, choose.other_tiles(choose.coded(case, machine), case)[:count]
+            others = choose.other_tiles(choose.coded(case, machine), case)[:count]
+            yield density, operands, choose.slots(case, machine) if case.single else others

@@ -15,6 +15,7 @@ are predicted. Counts are made equal and whole quads by taking a few columns of 
 (`reach`), at the end of a row by values of 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,10 +73,13 @@ class Packed:
         return sum(a.nbytes for a in arrays)
 
 
-def shared_rows(weight: np.ndarray) -> int:
-    """How many neighbouring rows of `weight` [rows, ...] have nearly the same zeros: 4, 2 or 1."""
+def shared_rows(weight: np.ndarray, sizes: Sequence[int] = (4, 2)) -> int:
+    """How many neighbouring rows of `weight` [rows, ...] have nearly the same zeros: 4, 2 or 1.
+
+    Or the first of `sizes`, the largest one first.
+    """
     kept = weight.reshape(len(weight), -1) != 0
-    for n in (4, 2):
+    for n in sizes:
         groups = kept[: len(kept) // n * n].reshape(-1, n, kept.shape[1])
         if n * groups.all(1).sum() > 0.95 * groups.sum():
             return n

@@ -157,7 +157,7 @@ class _Spent:
         form, speedup = (choice.weight, choice.speedup) if choice else ("dense", 1.0)
         dense = self.node_ms.get(layer.name, macs * self.ms_per_mac)
         ms = self.measured_ms.get(layer.name, {}).get(density, dense / speedup)
-        n_bytes = size * (_CODED_BYTES * density if form == "coded" else _BYTES)
+        n_bytes = size * (_CODED_BYTES * density if form in ("coded", "slots") else _BYTES)
         return Option(density, loss, ms, n_bytes, macs * density)
 
 

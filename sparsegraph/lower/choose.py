@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from sparsegraph.formats import ALIKE
 from sparsegraph.lower import cost
 from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.targets.kernels.slots import ROWS
 from sparsegraph.targets.layout import passes
 from sparsegraph.targets.target import Target
 
@@ -35,7 +36,7 @@ CONVERSION = 19.0  # changing the layout of one element, in multiply-adds of ONN
 
 
 def choose(problem: Problem, target: Target) -> Choice:
-    """The cheapest way by the cost model; `coded` exactly below the break-even density.
+    """The cheapest way by the cost model; zeros are left out exactly below the break-even density.
 
     There it gains `_GAIN`, since with few zeros it takes up to 1.5 times the bytes of the dense
     weight; or it takes half the bytes or less and loses at most `UNNOTICED_MS`. A digits CNN and a
@@ -57,7 +58,7 @@ def smallest(problem: Problem, target: Target) -> Choice:
     best = choose(problem, target)
     ways = [best, *_priced([dense(problem, target)], problem, target)]
     if problem.density < 1:
-        ways += _priced([coded(problem, target)], problem, target)
+        ways += _priced(_without_zeros(problem, target), problem, target)
     found = min(ways, key=lambda c: (cost.weight_bytes(problem, c), c.ms))
     return dataclasses.replace(found, dense_ms=best.dense_ms, break_even=best.break_even)
 
@@ -82,10 +83,25 @@ def winograd(problem: Problem, m: int, target: Target) -> Choice:
 
 def coded(problem: Problem, target: Target) -> Choice:
     """Only the non-zero weights."""
+    if problem.single:
+        return min(_priced(slots(problem, target), problem, target), key=lambda c: c.ms)
     problem = _joined(problem, target)
     group, split = _coded_blocks(problem, target)
     tile = _column_tile(problem, split, problem.density / min(problem.shared, group), target)
     return Choice("coded", group, split, tile)
+
+
+def slots(problem: Problem, target: Target) -> list[Choice]:
+    """The same of single points: a vector of rows, or fewer of them, and columns that hold any."""
+    sizes = (n for n in ROWS if n <= target.lanes)
+    return [Choice("slots", n, (1,), problem.columns) for n in sizes]
+
+
+def _without_zeros(problem: Problem, target: Target) -> list[Choice]:
+    """Ways to leave out zeros that are worth measuring."""
+    if problem.single:
+        return slots(problem, target)
+    return other_tiles(coded(problem, target), problem)
 
 
 def _coded_blocks(problem: Problem, target: Target) -> tuple[int, tuple[int, ...]]:
@@ -134,7 +150,7 @@ def candidates(problem: Problem, target: Target) -> list[Choice]:
     found = unstructured(problem, target)
     found += other_tiles(found[0], problem)[1:]
     if problem.density < 1:
-        found += other_tiles(coded(problem, target), problem)
+        found += _without_zeros(problem, target)
     ways = [
         dataclasses.replace(c, dense_ms=best.dense_ms, break_even=best.break_even)
         for c in sorted(_priced(found, problem, target), key=lambda c: c.ms)

@@ -91,6 +91,8 @@ def weight_bytes(problem: Problem, choice: Choice) -> float:
     if choice.patch:
         kept = problem.filter.phases * problem.filter.size(choice.patch) ** 2
         return 4.0 * problem.rows * problem.channels * kept
+    if choice.weight == "slots":
+        return n_slots(problem, choice.group) * (4.0 * choice.group + 2)
     per_weight = _CODED_BYTES * problem.density if choice.weight == "coded" else 4.0
     return per_weight * problem.rows * problem.columns
 
@@ -109,7 +111,9 @@ def counts(problem: Problem, choice: Choice, target: Target) -> Iterator[tuple[s
     """What each kernel call of a choice does: (kernel, counts)."""
     if choice.patch:
         yield from _winograd(problem, choice, target)
-    elif choice.weight == "dense" and problem.points == 1 and problem.gather is None:
+    elif choice.weight == "slots":
+        yield "slots", _slots(problem, choice, target)
+    elif choice.weight == "dense" and problem.single:
         n_bytes = 4.0 * problem.rows * problem.columns
         vectors = n_bytes / 4 / target.lanes * problem.images
         yield "vector", {"fma": vectors, "far": n_bytes / 64 * _beyond(n_bytes, target)}
@@ -159,6 +163,25 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
         n[f"{kind}_vector"] = float(points * p.columns)
         n[f"{kind}_row"] = float(tiles * p.columns)
     return n
+
+
+def _slots(p: Problem, c: Choice, target: Target) -> Counts:
+    """Counts of one `VectorProduct` call whose weights are in slots of `c.group` rows."""
+    slots, n_bytes = n_slots(p, c.group), weight_bytes(p, c)
+    return {
+        "call": 1.0,
+        "value": slots * p.images,
+        "l2_load": slots * p.images * _beyond(4.0 * p.columns * p.row, target, level=1),
+        "panel": math.ceil(p.rows / c.group) * float(p.images),
+        "stream": n_bytes / 64 * _beyond(n_bytes, target, level=1),
+        "far": n_bytes / 64 * _beyond(n_bytes, target),
+    }
+
+
+def n_slots(p: Problem, rows: int) -> float:
+    """Columns in which any of `rows` neighbouring rows holds something, over all panels."""
+    different = -(-rows // p.shared)  # of which each has zeros of its own
+    return math.ceil(p.rows / rows) * p.columns * (1 - (1 - p.density) ** different)
 
 
 def _runs(p: Problem, c: Choice, groups: int) -> float:

@@ -11,6 +11,8 @@ from sparsegraph import formats
 from sparsegraph.lower import windows
 from sparsegraph.lower.windows import PLAIN, Filter, Window
 from sparsegraph.targets.kernels.product import panel_row
+from sparsegraph.targets.kernels.slots import MOST_COLUMNS, ROWS
+from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
 from sparsegraph.targets.layout import LINE, FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -32,6 +34,7 @@ class Problem:
         patches: Winograd's patch sizes that this layer can use.
         filter: what Winograd's method sees of the kernel.
         is_joinable: neighbouring tiles of points may be computed as one.
+        single: one point in each of a few images, which has kernels of its own.
     """
 
     rows: int
@@ -49,6 +52,7 @@ class Problem:
     patches: tuple[int, ...] = ()
     filter: Filter = PLAIN
     is_joinable: bool = False
+    single: bool = False
 
     @property
     def columns(self) -> int:
@@ -83,6 +87,7 @@ class Operands:
         x, y: how activations and result lie.
         window: None for a matrix product.
         planes: other operands lie in planes too.
+        plain: other operands are constants of a feature.
     """
 
     weight: np.ndarray
@@ -90,6 +95,7 @@ class Operands:
     y: FeatureMajor
     window: Window | None
     planes: bool = True
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,14 @@ class Choice:
     """How one product is computed.
 
     Attributes:
-        weight: `dense`, `coded`, or `winograd-M` with patches of M x M; `winograd-M,T` where the
-            kernel is T x T in each phase of a stride.
+        weight: `dense`, `coded`, `slots` (the same of single points), or `winograd-M` with patches
+            of M x M; `winograd-M,T` where the kernel is T x T in each phase of a stride.
         group: rows that share activation loads.
         split: vectors per pass over a tile of points; of tiles that were joined more than the
             problem's.
         tile: columns per column tile; group, split and tile of Winograd's inner product.
         ms: time of the kernels, `dense_ms`: of ONNX Runtime's dense kernel.
-        break_even: density below which `coded` is chosen for this machine.
+        break_even: density below which zeros are left out on this machine.
         is_measured: `ms` was measured here, not predicted.
     """
 
@@ -151,6 +157,9 @@ def of(operands: Operands, target: Target) -> Problem:
     patches: tuple[int, ...] = ()
     if window is not None and x.is_planar:
         patches = windows.patch_sizes(window, weight.shape[1])
+    single = operands.plain and gather is None and x.points == y.points == 1
+    single = single and y.images <= MOST_IMAGES and weight.shape[1] <= MOST_COLUMNS
+    sizes = tuple(reversed(ROWS[1:])) if single else (4, 2)
     return Problem(
         rows=len(weight),
         channels=weight.shape[1],
@@ -161,10 +170,11 @@ def of(operands: Operands, target: Target) -> Problem:
         row=min(row, y.block + LINE),
         gather=gather,
         density=density,
-        shared=formats.shared_rows(weight) if density < _NEARLY_DENSE else 1,
+        shared=formats.shared_rows(weight, sizes) if density < _NEARLY_DENSE else 1,
         source=x.points,
         out=window.out if window is not None else (1, y.points),
         patches=patches,
         filter=(window and windows.filter_of(window)) or PLAIN,
         is_joinable=gathered and y.is_planar and operands.planes,
+        single=single,
     )

@@ -238,7 +238,8 @@ def step_product(
     if step is None and y.block != x.fm.block:
         raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
-    operands = problem.Operands(weight, x.fm, y, window, region is None or _in_planes(b, region))
+    planes, plain = region is None or _in_planes(b, region), single_point.is_plain(region)
+    operands = problem.Operands(weight, x.fm, y, window, planes, plain)
     layer = problem.of(operands, target)
     density = layer.density
     choice = b.decide(layer, operands, target)
@@ -248,9 +249,10 @@ def step_product(
         return
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    if choice.weight == "dense" and step is None and single_point.fits(x, to, region):
+    if choice.weight == "slots" or (choice.weight == "dense" and layer.single):
         flat = weight.reshape(len(weight), columns)
-        single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region)
+        rows = choice.group if choice.weight == "slots" else 0
+        single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region, rows)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
         return
     if choice.weight == "coded" and step is not None and window is not None:

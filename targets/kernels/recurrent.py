@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store
-from sparsegraph.targets.kernels import vector_product
+from sparsegraph.targets.kernels import slots, vector_product
 from sparsegraph.targets.kernels.math import hold, like, sigmoid, tanh
 from sparsegraph.targets.kernels.slots import Slots, add_slots, pack_slots
 from sparsegraph.targets.kernels.vector_product import add_column
@@ -59,10 +59,9 @@ class Recurrent:
 
     @property
     def params(self) -> emit.Signature:
-        weights = "values:float32* columns:uint16* starts:int32* order:int32*"
         return emit.signature(
             "y:float32* gates:float32* h:float32* h0:float32* "
-            f"{_OWN[self.kind]} {weights if self.coded else 'weights:float32*'} "
+            f"{_OWN[self.kind]} {slots.PARAMS if self.coded else 'weights:float32*'} "
             "z:float32* steps:int32 directions:int32 images:int32 units:int32 panels:int32 "
             "reverse:int32"
         )
@@ -141,8 +140,7 @@ class _Emitter:
     def coded(self, panel: Expr, first: Expr, _: Expr, state: str, at: Expr) -> None:
         """The same of slots; the product's panels are in another order."""
         a, rows = self.a, self.spec.rows
-        turns = [load(a["starts"], panel + i) for i in (0, 1)]
-        total = add_slots(a, turns, a[state], at, rows, self.target)
+        total = add_slots(a, panel, a[state], at, rows, self.target)
         store(a["z"], total, (first + load(a["order"], panel)) * rows, rows)
 
     def reset(self) -> None:
@@ -221,7 +219,7 @@ def pack_coded(weights: np.ndarray, kernel: Recurrent) -> Slots:
         np.concatenate([part.values for part in parts]),
         np.concatenate([part.columns for part in parts]),
         np.concatenate([*starts, before[-1:]]).astype(np.int32),
-        np.concatenate([part.panels for part in parts]),
+        np.concatenate([part.order for part in parts]),
     )
 
 

@@ -1,10 +1,11 @@
-"""Products of a dense constant matrix with single points, such as a classifier's last layer.
+"""Products of a constant matrix with single points, such as a classifier's last layer.
 
     y[image, n] = epilogue(bias[n] + sum_k w[n, k] * x[image, k], operands[n] ...)
 
 With one point a product kernel would fill one lane and read every weight as a broadcast. Here the
 lanes are rows: weights are packed in panels of `rows` outputs, so they stream from memory once in
-the order in which they are read, and only the activations are broadcast. One item is one panel.
+the order in which they are read, and only the activations are broadcast. A matrix with many zeros
+is coded as in slots. One item is one panel.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store, when
-from sparsegraph.targets.kernels import expression
+from sparsegraph.targets.kernels import expression, slots
 from sparsegraph.targets.target import Target
 
 MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of points
@@ -23,66 +24,84 @@ MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of p
 class VectorProduct:
     """Spec of one kernel.
 
-    Arguments: y and x feature-major (image, row), images, columns, rows, weights and bias from
-    `pack`, then one pointer per operand ([rows], padded like the bias).
+    Arguments: y and x feature-major (image, row), images, rows, then columns and weights of `pack`
+    or the arrays of `pack_slots`, bias of `pack_rows`, one pointer per operand (as the bias).
 
     Attributes:
         lanes: float32 values in a vector; the block of x and y.
-        vectors: vectors of rows in a panel.
+        rows: rows in a panel.
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         n_operands: operands with one value per row.
+        coded: weights are in slots.
     """
 
     lanes: int
-    vectors: int
+    rows: int
     epilogue: expression.Tree | None = None
     n_operands: int = 0
+    coded: bool = False
 
     @property
-    def rows(self) -> int:
-        """Rows of a panel."""
-        return self.lanes * self.vectors
+    def width(self) -> int:
+        """Rows in a vector of sums."""
+        return self.rows if self.coded else self.lanes
 
     @property
     def name(self) -> str:
-        tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
-        return f"gemv_f32_v{self.vectors}_l{self.lanes}{tail}_o{self.n_operands}"
+        tail = "_coded" * self.coded
+        tail += "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
+        return f"gemv_f32_r{self.rows}_l{self.lanes}{tail}_o{self.n_operands}"
 
     @property
     def params(self) -> emit.Signature:
         text = (
             "y:float32* y_image:int32 y_row:int32 x:float32* x_image:int32 x_row:int32 "
-            "images:int32 columns:int32 rows:int32 weights:float32* bias:float32* "
+            "images:int32 rows:int32 "
         )
+        text += slots.PARAMS if self.coded else "columns:int32 weights:float32* "
+        text += "bias:float32* "
         return emit.signature(text + " ".join(f"o{i}:float32*" for i in range(self.n_operands)))
 
     def body(self, target: Target) -> Any:
-        return lambda **args: _Emitter(self, args).run()
+        return lambda **args: _Emitter(self, args, target).run()
 
 
 class _Emitter:
-    def __init__(self, spec: VectorProduct, args: dict[str, Expr]) -> None:
-        self.spec, self.a = spec, args
+    def __init__(self, spec: VectorProduct, args: dict[str, Expr], target: Target) -> None:
+        self.spec, self.a, self.target = spec, args, target
 
     def run(self) -> None:
         a, spec = self.a, self.spec
         with loop(a["begin"], a["end"]) as panel, loop(0, a["images"]) as image:
-            row = bind(panel * spec.rows)
-            weights, x = bind(row * a["columns"]), bind(image * a["x_image"])
-            odd = [Cell("float32", spec.lanes) for _ in range(spec.vectors)]
-            even = [Cell("float32", spec.lanes) for _ in range(spec.vectors)]
-            for v in range(spec.vectors):
-                even[v].set(load(a["bias"], row + v * spec.lanes, spec.lanes))
-                odd[v].set(splat(const(0.0), spec.lanes))
-            pairs = bind(emit.divide(a["columns"], 2))
-            with loop(0, pairs) as pair:  # two sums hide the latency of a product
-                self.column(even, weights, x, bind(pair * 2))
-                self.column(odd, weights, x, bind(pair * 2 + 1))
-            with when(pairs * 2 < a["columns"]):
-                self.column(even, weights, x, pairs * 2)
+            number = bind(load(a["order"], panel)) if spec.coded else panel
+            row, x = bind(number * spec.rows), bind(image * a["x_image"])
+            sums = self.coded(panel, row, x) if spec.coded else self.dense(row, x)
             to = bind(image * a["y_image"] + row * a["y_row"])
-            for v in range(spec.vectors):
-                self.write(to, row, v, bind(even[v].get() + odd[v].get()))
+            for v, value in enumerate(sums):
+                self.write(to, row, v, value)
+
+    def dense(self, row: Expr, x: Expr) -> list[Expr]:
+        """The vectors of sums of the panel at `row`."""
+        a, lanes = self.a, self.spec.lanes
+        weights = bind(row * a["columns"])
+        vectors = range(self.spec.rows // lanes)
+        odd, even = ([Cell("float32", lanes) for _ in vectors] for _ in range(2))
+        for v in vectors:
+            even[v].set(load(a["bias"], row + v * lanes, lanes))
+            odd[v].set(splat(const(0.0), lanes))
+        pairs = bind(emit.divide(a["columns"], 2))
+        with loop(0, pairs) as pair:  # two sums hide the latency of a product
+            self.column(even, weights, x, bind(pair * 2))
+            self.column(odd, weights, x, bind(pair * 2 + 1))
+        with when(pairs * 2 < a["columns"]):
+            self.column(even, weights, x, pairs * 2)
+        return [bind(even[v].get() + odd[v].get()) for v in vectors]
+
+    def coded(self, panel: Expr, row: Expr, x: Expr) -> list[Expr]:
+        """The same of slots: one vector."""
+        a, rows = self.a, self.spec.rows
+        total = slots.add_slots(a, panel, a["x"], x, rows, self.target, a["x_row"])
+        return [bind(total + load(a["bias"], row, rows))]
 
     def column(self, cells: list[Cell], weights: Expr, x: Expr, k: Expr) -> None:
         a, spec = self.a, self.spec
@@ -92,14 +111,17 @@ class _Emitter:
     def write(self, to: Expr, row: Expr, v: int, value: Expr) -> None:
         """Each lane is a row of y, whose first element is the point; padding gets the same."""
         a, spec = self.a, self.spec
-        lanes, first = spec.lanes, v * spec.lanes
+        lanes, width, first = spec.lanes, spec.width, v * spec.width
         if spec.epilogue is not None:
             names = [f"o{i}" for i in range(spec.n_operands)]
-            operands = [bind(load(a[n], row + first, lanes)) for n in names]
-            value = bind(expression.emit(spec.epilogue, [value, *operands], lanes))
-        for i in range(lanes):
+            operands = [bind(load(a[n], row + first, width)) for n in names]
+            value = bind(expression.emit(spec.epilogue, [value, *operands], width))
+        for i in range(width):
             with when(row + (first + i) < a["rows"]):
-                one = emit.shuffle([value], [i] * lanes) if lanes > 1 else value
+                if width == lanes > 1:
+                    one = emit.shuffle([value], [i] * lanes)
+                else:
+                    one = splat(emit.shuffle([value], [i]) if width > 1 else value, lanes)
                 store(a["y"], one, to + (first + i) * a["y_row"], lanes)
 
 
@@ -110,16 +132,9 @@ def add_column(cells: list[Cell], weights: Expr, start: Expr, x: Expr, lanes: in
         cell.set(cell.get() + load(weights, at + v * lanes, lanes) * value)
 
 
-def panels_of(weight: np.ndarray, rows: int) -> np.ndarray:
-    """[n, columns] -> [panels, rows, columns]."""
-    full = np.zeros((-(-len(weight) // rows) * rows, weight.shape[1]), np.float32)
-    full[: len(weight)] = weight
-    return full.reshape(-1, rows, weight.shape[1])
-
-
 def pack(weight: np.ndarray, rows: int) -> np.ndarray:
     """[n, columns] -> panels [n / rows, columns, rows], padded with zeros."""
-    return np.ascontiguousarray(panels_of(weight, rows).transpose(0, 2, 1))
+    return np.ascontiguousarray(slots.panels_of(weight, rows).transpose(0, 2, 1))
 
 
 def pack_rows(values: np.ndarray, n: int, rows: int) -> np.ndarray:
@@ -137,4 +152,10 @@ def reference(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray
 def kernels(lanes: int) -> list[VectorProduct]:
     """Representative variants for vectors of `lanes` values."""
     scaled = ("Relu", ("Mul", ("arg", 0), ("arg", 1)))
-    return [VectorProduct(lanes, 4), VectorProduct(lanes, 4, scaled, 1)]
+    few = min(4, lanes)
+    return [
+        VectorProduct(lanes, 4 * lanes),
+        VectorProduct(lanes, 4 * lanes, scaled, 1),
+        VectorProduct(lanes, few, coded=True),
+        VectorProduct(lanes, 1, scaled, 1, coded=True),
+    ]

@@ -86,12 +86,12 @@ def test_slots_hold_every_value_once(rows: int, kept: float) -> None:
     weight[rng.random(weight.shape) >= kept] = 0
     packed = slots.pack_slots(weight, rows)
     found = np.zeros((-(-37 // rows) * rows, 50), np.float32)
-    for i, panel in enumerate(packed.panels):
+    for i, panel in enumerate(packed.order):
         for slot in range(*(4 * packed.starts[i : i + 2])):
             found[panel * rows :][:rows, packed.columns[slot]] += packed.values[slot]
     np.testing.assert_array_equal(found[:37], weight)
     assert not found[37:].any()
     assert (np.diff(packed.starts) >= 0).all()
-    assert sorted(packed.panels) == list(range(len(packed.panels)))
-    assert len(packed.values) - slots.n_slots(weight, rows) < 4 * len(packed.panels)
+    assert sorted(packed.order) == list(range(len(packed.order)))
+    assert len(packed.values) - slots.n_slots(weight, rows) < 4 * len(packed.order)
     assert (np.diff(np.diff(packed.starts)) >= 0).all(), "panels of a length lie together"

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 from sparsegraph.targets import host
-from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.vector_product import kernels, pack, pack_rows, reference
+from sparsegraph.targets.kernels import convert, slots
+from sparsegraph.targets.kernels.vector_product import (
+    VectorProduct,
+    kernels,
+    pack,
+    pack_rows,
+    reference,
+)
 from sparsegraph.targets.layout import blocked
 
 from sparsegraph import targets
@@ -22,10 +28,15 @@ def library() -> host.Library:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (32, 8), (33, 7), (100, 129)])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_single_points(
-    kernel: object, rows: int, columns: int, images: int, library: host.Library
+    kernel: VectorProduct, rows: int, columns: int, images: int, library: host.Library
 ) -> None:
     rng = np.random.default_rng(rows + columns)
     weight = rng.standard_normal((rows, columns)).astype(np.float32)
+    if kernel.coded:
+        weight[rng.random(weight.shape) < 0.7] = 0
+        weights = [host.aligned(array) for array in slots.pack_slots(weight, kernel.rows)]
+    else:
+        weights = [columns, host.aligned(pack(weight, kernel.rows))]
     bias, scale = (rng.standard_normal(rows).astype(np.float32) for _ in range(2))
     x = rng.standard_normal((images, columns, 1)).astype(np.float32)
     xl, yl = (blocked(images, n, 1, 1, TARGET) for n in (columns, rows))
@@ -34,7 +45,7 @@ def test_single_points(
     operands = [host.aligned(pack_rows(scale, rows, kernel.rows))] * kernel.n_operands
     library.call(
         kernel, y, yl.image, yl.row, host.aligned(convert.pack(x, xl, fill=0.5)), xl.image,
-        xl.row, images, columns, rows, host.aligned(pack(weight, kernel.rows)),
+        xl.row, images, rows, *weights,
         host.aligned(pack_rows(bias, rows, kernel.rows)), *operands,
         end=-(-rows // kernel.rows),
     )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Products with one point in each of a few images: dense, in slots, and what has neither."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from sparsegraph.targets.kernels.slots import MOST_COLUMNS, ROWS
+from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
+from sparsegraph.targets.layout import blocked
+
+from sparsegraph import targets
+from sparsegraph.compile import Compiled, compile
+from sparsegraph.lower import choose, problem
+from sparsegraph.lower.problem import Operands
+from tests.passes.check import parse, rng
+
+COLUMNS, N = 300, 130
+
+
+def pruned(kept: float, rows: int, n: int = N, columns: int = COLUMNS) -> np.ndarray:
+    """Groups of neighbouring rows have the same zeros; the last group may be smaller."""
+    mask = rng().random((-(-n // rows), columns)) < kept
+    weight = rng().standard_normal((n, columns)) * np.repeat(mask, rows, axis=0)[:n]
+    return (weight / np.sqrt(columns)).astype(np.float32)
+
+
+def compiled(body: str, shape: str, weight: np.ndarray, given: str = "") -> Compiled:
+    model = parse(
+        f"g (float[{shape},{COLUMNS}] x{given}) => (float[{shape},{N}] y) {{ {body} }}",
+        w=weight.T.copy(), b=rng().standard_normal(N).astype(np.float32),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.manifest.verification["max_rel_error"] <= 1e-5
+    return made
+
+
+def product(made: Compiled) -> str:
+    feeds = {i.name: np.zeros(i.shape, np.float32) for i in made.session.get_inputs()}
+    kernels = [step.kernel for step in made.session.profile(feeds)]
+    (name,) = (k for k in kernels if k.startswith(("gemv", "spmm", "gemm")))
+    return name
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_single"),
+    [("1", True), (f"{MOST_IMAGES},1", True), (f"{MOST_IMAGES + 1},1", False), ("2", False)],
+)
+@pytest.mark.parametrize(("kept", "rows"), [(0.01, 1), (0.05, 1), (0.1, 8), (0.1, 16), (1.0, 1)])
+def test_one_point(shape: str, is_single: bool, kept: float, rows: int) -> None:
+    made = compiled("z = MatMul(x, w)  s = Add(z, b)  y = Relu(s)", shape, pruned(kept, rows))
+    name = product(made)
+    assert name.startswith("gemv") == is_single
+    assert ("coded" in name) == (kept < 1)
+
+
+def test_an_operand_with_points_takes_the_kernel_of_many() -> None:
+    body = "z = MatMul(x, w)  s = Add(z, r)  y = Relu(s)"
+    made = compiled(body, "1", pruned(0.05, 1), given=f", float[1,{N}] r")
+    assert product(made).startswith("spmm")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+def test_rows_that_share_zeros_are_found(rows: int) -> None:
+    machine = targets.get("x86-64-v4")
+    x, y = (blocked(1, n, 1, 1, machine) for n in (1024, 1024))
+    case = problem.of(Operands(pruned(0.1, rows, 1024, 1024), x, y, None), machine)
+    assert case.single
+    assert case.shared == (rows if rows in ROWS else 1)
+    found = choose.choose(case, machine)
+    assert found.weight == "slots"
+    assert found.group in ([n for n in ROWS if n >= rows] if rows >= 4 else ROWS)
+    tried = choose.candidates(case, machine)
+    assert sorted(c.group for c in tried if c.weight == "slots") == list(ROWS)
+
+
+def test_more_columns_than_a_number_has_bits_for() -> None:
+    machine = targets.get("x86-64-v3")
+    x, y = (blocked(1, n, 1, 1, machine) for n in (MOST_COLUMNS + 1, 2))
+    weight = pruned(0.05, 1, 2, MOST_COLUMNS + 1)
+    assert not problem.of(Operands(weight, x, y, None), machine).single
