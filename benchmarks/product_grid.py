@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sparsegraph.targets.layout import blocked, planar
+from sparsegraph.targets.layout import blocked, flat, planar
 from sparsegraph.targets.target import Target
 
 from sparsegraph.lower import choose, problem
@@ -58,7 +58,8 @@ class Layer:
         window, weight = self.window(), self.weight(density, share)
         make = planar if self.kernel > 1 else blocked
         points = window.out[0] * window.out[1] if window else self.width
-        x = make(1, self.channels, self.height * self.width, 1, target)
+        n = self.height * self.width
+        x = make(1, self.channels, n, 1, target) if n > 1 else flat(1, self.channels, 1)
         return Operands(weight, x, blocked(1, self.rows, points, 1, target), window)
 
 

@@ -112,3 +112,8 @@ def planes(images: int, features: int, points: int, axis: int, target: Target) -
     """The caller's row-major planes, without padding: whole tiles if `block` divides `points`."""
     block = point_block(points, target)
     return FeatureMajor(images, features, points, block, features * points, block, points, axis)
+
+
+def flat(images: int, features: int, axis: int) -> FeatureMajor:
+    """Single points as row-major memory has them; only kernels of single points read this."""
+    return FeatureMajor(images, features, 1, 1, features, features, 1, axis)

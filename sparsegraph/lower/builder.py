@@ -20,7 +20,7 @@ from sparsegraph.program import Arg, Program, Ref, Step
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.kernels import convert
 from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
-from sparsegraph.targets.layout import FeatureMajor, blocked, planar, planes
+from sparsegraph.targets.layout import FeatureMajor, blocked, flat, planar, planes
 from sparsegraph.targets.target import Target
 
 if TYPE_CHECKING:
@@ -153,6 +153,13 @@ class Builder:
         made = self.to_feature(value, self.row(value), axis, is_planar, together=True)
         forms["planar" if is_planar and "fm" in forms else "fm"] = made
         return made
+
+    def single(self, value: ir.Value, axis: int, images: int) -> Stored:
+        """One point in each of some images, flat if that is how the value lies."""
+        forms = self._forms(value)
+        if "row" in forms and "fm" not in forms and dtype_of(value) == "float32":
+            return replace(forms["row"], layout=flat(images, shape_of(value)[axis], axis))
+        return self.feature(value, axis)
 
     def maps(self, value: ir.Value, *, is_planar: bool = False) -> Stored:
         """The value [images, channels, ...] in feature-major order, as windows read it.

@@ -8,7 +8,14 @@ import onnx_ir as ir
 from sparsegraph import formats
 from sparsegraph.graph import attribute, constant, float_attribute, int_attribute
 from sparsegraph.lower import direct, expand, problem, regions, single_point, winograd
-from sparsegraph.lower.builder import Builder, Declined, Stored, name_of, shape_of
+from sparsegraph.lower.builder import (
+    Builder,
+    Declined,
+    Stored,
+    name_of,
+    shape_of,
+    split_points,
+)
 from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import tables
 from sparsegraph.lower.matrices import lower_matrices
@@ -17,7 +24,9 @@ from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, joined
-from sparsegraph.targets.layout import FeatureMajor, blocked
+from sparsegraph.targets.kernels.slots import MOST_COLUMNS
+from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
+from sparsegraph.targets.layout import FeatureMajor, blocked, flat
 from sparsegraph.targets.target import Target
 
 _FAR = 2.5  # level 1 caches; a panel above it is asked for ahead (a gain of 5 %, below a loss)
@@ -65,10 +74,62 @@ def lower_linear(
     shape = shape_of(x)
     if len(shape) < 2:
         raise Declined("activations of rank 1")
-    stored = b.feature(x, len(shape) - 1)
     result = node.outputs[0]
+    if _lower_single(b, node, x, weight, bias, result):
+        return
+    stored = b.feature(x, len(shape) - 1)
     layout = _result_layout(stored.fm, len(shape_of(result)) - 1)
     emit_product(b, [node], stored, weight, bias, result, layout, None)
+
+
+def _lower_single(
+    b: Builder, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: np.ndarray | None,
+    result: ir.Value,
+) -> bool:  # fmt: skip
+    """Lower a product of single points, whose activations need no layout of their own, if it is."""
+    shape, axis = shape_of(x), len(shape_of(result)) - 1
+    images, points = split_points(shape, len(shape) - 1, together=True)
+    layout = blocked(images, len(weight), 1, axis, b.target)
+    if points != 1 or images > MOST_IMAGES or weight.shape[1] > MOST_COLUMNS:
+        return False
+    result, bias, added = _absorb_bias(b, result, bias, len(weight), layout)
+    region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
+    if len(region.operands) > 3 or not single_point.is_plain(region):
+        return False
+    stored = b.single(x, len(shape) - 1, images)
+    step_single(b, [node, *added, *region.nodes], stored, weight, bias, region, layout)
+    return True
+
+
+def step_single(
+    b: Builder,
+    nodes: list[ir.Node],
+    x: Stored,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    region: regions.Region,
+    layout: FeatureMajor,
+) -> None:
+    """Append a product of single points; row-major where every reader takes that."""
+    operands = problem.Operands(weight, x.fm, layout, None)
+    case = problem.of(operands, b.target)
+    choice = b.decide(case, operands, b.target)
+    if all(map(_reads_rows, region.result.consumers())):
+        made = b.new_row(region.result)
+        to = replace(made, layout=flat(layout.images, len(weight), layout.axis))
+    else:
+        to = b.new_feature(region.result, layout)
+    name = nodes[0].name or name_of(nodes[0].outputs[0])
+    full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
+    rows = choice.group if choice.weight == "slots" else 0
+    single_point.step_vector_product(b, nodes, name, x, weight, full_bias, to, region, rows)
+    b.describe(nodes[0], weight.shape, case.density, choice, weight.size * layout.images)
+
+
+def _reads_rows(node: ir.Node) -> bool:
+    """True for a product that may read single points as they lie."""
+    weight = constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
+    return weight is not None and weight.ndim == 2
 
 
 def lower_conv(b: Builder, node: ir.Node) -> None:
@@ -235,12 +296,12 @@ def step_product(
     y = to.fm
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
     step = None if window is None or window.is_pointwise else step_of(window, x.fm, target)
-    if step is None and y.block != x.fm.block:
-        raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
     planes, plain = region is None or _in_planes(b, region), single_point.is_plain(region)
     operands = problem.Operands(weight, x.fm, y, window, planes, plain)
     layer = problem.of(operands, target)
+    if step is None and y.block != x.fm.block and not layer.single:
+        raise Declined(f"tiles of {x.fm.block} points in and {y.block} out")
     density = layer.density
     choice = b.decide(layer, operands, target)
     if choice.patch and window is not None:
@@ -250,9 +311,9 @@ def step_product(
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
     if choice.weight == "slots" or (choice.weight == "dense" and layer.single):
-        flat = weight.reshape(len(weight), columns)
         rows = choice.group if choice.weight == "slots" else 0
-        single_point.step_vector_product(b, nodes, name, x, flat, full_bias, to, region, rows)
+        matrix = weight.reshape(len(weight), columns)
+        single_point.step_vector_product(b, nodes, name, x, matrix, full_bias, to, region, rows)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
         return
     if choice.weight == "coded" and step is not None and window is not None:

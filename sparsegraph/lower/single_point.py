@@ -38,7 +38,9 @@ def step_vector_product(
     """Append the kernel call; weight [rows, columns]; of panels of `rows` rows without zeros."""
     operands = [constant(v) for v in region.operands] if region else []
     tree, lanes = region.tree if region and region.nodes else None, b.target.lanes
-    kernel = VectorProduct(lanes, rows or VECTORS * lanes, tree, len(operands), coded=rows > 0)
+    kernel = VectorProduct(
+        lanes, rows or VECTORS * lanes, tree, len(operands), coded=rows > 0, flat=to.fm.row == 1
+    )
     n, images, rows = len(weight), to.fm.images, kernel.rows
     args: list[Arg] = [
         to.address, to.fm.image, to.fm.row, x.address, x.fm.image, x.fm.row, images, n,

@@ -8,6 +8,7 @@ the order in which they are read, and only the activations are broadcast. A matr
 is coded as in slots. One item is one panel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of p
 class VectorProduct:
     """Spec of one kernel.
 
-    Arguments: y and x feature-major (image, row), images, rows, then columns and weights of `pack`
-    or the arrays of `pack_slots`, bias of `pack_rows`, one pointer per operand (as the bias).
+    Arguments: y and x feature-major or flat (image, row), images, rows, then columns and weights of
+    `pack` or the arrays of `pack_slots`, bias of `pack_rows`, a pointer per operand (as the bias).
 
     Attributes:
         lanes: float32 values in a vector; the block of x and y.
@@ -33,6 +34,7 @@ class VectorProduct:
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         n_operands: operands with one value per row.
         coded: weights are in slots.
+        flat: y is row-major: one value a row, not a vector.
     """
 
     lanes: int
@@ -40,6 +42,7 @@ class VectorProduct:
     epilogue: expression.Tree | None = None
     n_operands: int = 0
     coded: bool = False
+    flat: bool = False
 
     @property
     def width(self) -> int:
@@ -48,7 +51,7 @@ class VectorProduct:
 
     @property
     def name(self) -> str:
-        tail = "_coded" * self.coded
+        tail = "_coded" * self.coded + "_flat" * self.flat
         tail += "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         return f"gemv_f32_r{self.rows}_l{self.lanes}{tail}_o{self.n_operands}"
 
@@ -116,13 +119,25 @@ class _Emitter:
             names = [f"o{i}" for i in range(spec.n_operands)]
             operands = [bind(load(a[n], row + first, width)) for n in names]
             value = bind(expression.emit(spec.epilogue, [value, *operands], width))
-        for i in range(width):
-            with when(row + (first + i) < a["rows"]):
-                if width == lanes > 1:
-                    one = emit.shuffle([value], [i] * lanes)
-                else:
-                    one = splat(emit.shuffle([value], [i]) if width > 1 else value, lanes)
-                store(a["y"], one, to + (first + i) * a["y_row"], lanes)
+        if spec.flat:
+            is_whole = row + (first + width) <= a["rows"]
+            with emit.choose(is_whole) as (then, otherwise):
+                with then:
+                    store(a["y"], value, to + first, width)
+                with otherwise:
+                    self.each(row + first, value, lambda i, x: store(a["y"], x, to + (first + i)))
+            return
+
+        def spread(i: int, x: Expr) -> None:
+            store(a["y"], splat(x, lanes), to + (first + i) * a["y_row"], lanes)
+
+        self.each(row + first, value, spread)
+
+    def each(self, row: Expr, value: Expr, put: Callable[[int, Expr], None]) -> None:
+        """put(i, lane) for all lanes of a vector of sums that are rows of the matrix."""
+        for i in range(self.spec.width):
+            with when(row + i < self.a["rows"]):
+                put(i, emit.shuffle([value], [i]) if self.spec.width > 1 else value)
 
 
 def add_column(cells: list[Cell], weights: Expr, start: Expr, x: Expr, lanes: int) -> None:
@@ -158,4 +173,6 @@ def kernels(lanes: int) -> list[VectorProduct]:
         VectorProduct(lanes, 4 * lanes, scaled, 1),
         VectorProduct(lanes, few, coded=True),
         VectorProduct(lanes, 1, scaled, 1, coded=True),
+        VectorProduct(lanes, 4 * lanes, scaled, 1, flat=True),
+        VectorProduct(lanes, few, coded=True, flat=True),
     ]

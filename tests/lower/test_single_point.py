@@ -58,6 +58,29 @@ def test_an_operand_with_points_takes_the_kernel_of_many() -> None:
     assert product(made).startswith("spmm")
 
 
+@pytest.mark.parametrize("kept", [0.05, 1.0])
+def test_a_chain_of_them_changes_no_layout(kept: float) -> None:
+    """Rows in, rows out; an odd number of outputs, and a value that the caller reads too."""
+    text = (
+        f"g (float[1,{COLUMNS}] x) => (float[1,77] y, float[1,{N}] h)"
+        "{ z = MatMul(x, w)  s = Add(z, b)  h = Relu(s)  y = MatMul(h, v) }"
+    )
+    model = parse(
+        text, w=pruned(kept, 1).T.copy(), b=rng().standard_normal(N).astype(np.float32),
+        v=pruned(kept, 1, 77, N).T.copy(),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.manifest.verification["max_rel_error"] <= 1e-5
+    steps = made.session.profile({"x": np.zeros((1, COLUMNS), np.float32)})
+    assert [s.kernel.split("_")[0] for s in steps] == ["gemv"] * 2
+    assert all("flat" in s.kernel for s in steps)
+
+
+def test_other_readers_get_features() -> None:
+    body = "z = MatMul(x, w)  s = Softmax(z)  y = Add(s, z)"
+    assert product(compiled(body, "1", pruned(0.05, 1))).startswith("gemv")
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
 def test_rows_that_share_zeros_are_found(rows: int) -> None:
     machine = targets.get("x86-64-v4")

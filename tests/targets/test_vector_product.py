@@ -11,7 +11,7 @@ from sparsegraph.targets.kernels.vector_product import (
     pack_rows,
     reference,
 )
-from sparsegraph.targets.layout import blocked
+from sparsegraph.targets.layout import blocked, flat
 
 from sparsegraph import targets
 
@@ -39,7 +39,10 @@ def test_single_points(
         weights = [columns, host.aligned(pack(weight, kernel.rows))]
     bias, scale = (rng.standard_normal(rows).astype(np.float32) for _ in range(2))
     x = rng.standard_normal((images, columns, 1)).astype(np.float32)
-    xl, yl = (blocked(images, n, 1, 1, TARGET) for n in (columns, rows))
+    xl, yl = (
+        flat(images, n, 1) if kernel.flat else blocked(images, n, 1, 1, TARGET)
+        for n in (columns, rows)
+    )  # fmt: skip
     y = host.empty(yl.size + 64)
     y[:] = 7
     operands = [host.aligned(pack_rows(scale, rows, kernel.rows))] * kernel.n_operands
