@@ -152,7 +152,7 @@ def test_a_time_that_the_cost_model_holds_for_out_of_reach_is_tried() -> None:
     target = "x86-64-v3"
     found = prune_within(encoder(), "wanda:0.5", feeds(), limits, target=target, time=time)
     assert found.settled is not None
-    assert 7.8e-6 <= found.settled.ms <= 8e-6
+    assert 0.95 * 8e-6 <= found.settled.ms <= 8e-6  # the next density of a layer adds 4 %
 
 
 def test_an_allowed_drop_is_spent_where_it_is_measured_to_pay() -> None:

@@ -19,6 +19,7 @@ from sparsegraph.targets.target import Target
 
 Decide = Callable[[Problem, Operands, Target], Choice]
 """How a product is computed."""
+Way = Callable[[Problem, Target], Choice]
 
 _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 4))}
 
@@ -45,11 +46,13 @@ def choose(problem: Problem, target: Target) -> Choice:
     """
     dense_ms = cost.dense_ms(problem, target)
     other = min(_priced(unstructured(problem, target), problem, target), key=lambda c: c.ms)
-    limit = break_even(problem, other.ms / _GAIN, target)
-    if limit < _HALF_THE_BYTES:
-        limit = min(break_even(problem, other.ms + UNNOTICED_MS, target), _HALF_THE_BYTES)
+    limit = gains = break_even(problem, other.ms / _GAIN, target)
+    if gains < _HALF_THE_BYTES:
+        unnoticed = break_even(problem, other.ms + UNNOTICED_MS, target, _in_fewest_bytes)
+        limit = max(gains, min(unnoticed, _HALF_THE_BYTES))
     if problem.density < limit:
-        other = _priced([coded(problem, target)], problem, target)[0]
+        way = coded if problem.density < gains else _in_fewest_bytes
+        other = _priced([way(problem, target)], problem, target)[0]
     return dataclasses.replace(other, dense_ms=dense_ms, break_even=limit)
 
 
@@ -95,6 +98,11 @@ def slots(problem: Problem, target: Target) -> list[Choice]:
     """The same of single points: a vector of rows, or fewer of them, and columns that hold any."""
     sizes = (n for n in ROWS if n <= target.lanes)
     return [Choice("slots", n, (1,), problem.columns) for n in sizes]
+
+
+def _in_fewest_bytes(problem: Problem, target: Target) -> Choice:
+    """Only the non-zero weights, and nothing beside them."""
+    return slots(problem, target)[0] if problem.single else coded(problem, target)
 
 
 def _without_zeros(problem: Problem, target: Target) -> list[Choice]:
@@ -166,22 +174,22 @@ def other_tiles(choice: Choice, problem: Problem) -> list[Choice]:
     return [dataclasses.replace(choice, tile=tile) for tile in dict.fromkeys(sizes)]
 
 
-def break_even(problem: Problem, ms: float, target: Target) -> float:
-    """The density below which `coded` takes less than `ms`."""
+def break_even(problem: Problem, ms: float, target: Target, way: Way = coded) -> float:
+    """The density below which a way to leave out zeros takes less than `ms`."""
     low, high = 0.0, 1.0
-    if coded_ms(problem, 1.0, target) < ms:
+    if _ms_at(1.0, way, problem, target) < ms:
         return 1.0
     while high - low > 1 / 512:
         middle = (low + high) / 2
-        wins = coded_ms(problem, middle, target) < ms
+        wins = _ms_at(middle, way, problem, target) < ms
         low, high = (middle, high) if wins else (low, middle)
     return low
 
 
-def coded_ms(problem: Problem, density: float, target: Target) -> float:
-    """Predicted milliseconds of the coded kernel at another density."""
+def _ms_at(density: float, way: Way, problem: Problem, target: Target) -> float:
+    """Predicted milliseconds at another density."""
     other = dataclasses.replace(problem, density=density)
-    return cost.ours_ms(other, coded(other, target), target)
+    return cost.ours_ms(other, way(other, target), target)
 
 
 def _priced(choices: list[Choice], problem: Problem, target: Target) -> list[Choice]:
