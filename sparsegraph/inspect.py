@@ -42,8 +42,8 @@ class LayerRow:
         pattern: the pattern of its zeros, in words.
         density: share of non-zero weights.
         macs: multiply-adds of one dense run, None when a shape is unknown.
-        format: what the plan would choose: `dense`, `coded`, or `winograd-M` (see `Choice`).
-        break_even: density below which the coded kernel is faster on the target.
+        format: what the plan would choose, such as `dense` or `coded` (see `Choice.weight`).
+        break_even: density below which zeros are left out on the target.
         speedup: time in ONNX Runtime / time here; below 1 where a dense kernel of ours is the
             slower one.
         reason: why it stays dense, empty if it does not.
