@@ -82,7 +82,7 @@ def settle(
     *,
     on_run: Callable[[int, Timing], None] | None = None,
 ) -> Settled:
-    """A plan that was measured to lie within a latency budget, at most 2 % below it.
+    """A plan that was measured to lie within a latency budget; at most 2 % below it is the aim.
 
     The first timing corrects the table; from then on, what is asked of it is moved by what came of
     it. A share is of ONNX Runtime's measured time. At most `MOST_RUNS` models are compiled; the
