@@ -121,8 +121,7 @@ def step_single(
         to = b.new_feature(region.result, layout)
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    rows = choice.group if choice.weight == "slots" else 0
-    single_point.step_vector_product(b, nodes, name, x, weight, full_bias, to, region, rows)
+    single_point.step_vector_product(b, nodes, name, x, weight, full_bias, to, region, choice)
     b.describe(nodes[0], weight.shape, case.density, choice, weight.size * layout.images)
 
 
@@ -311,9 +310,8 @@ def step_product(
     name = nodes[0].name or name_of(nodes[0].outputs[0])
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
     if choice.weight == "slots" or (choice.weight == "dense" and layer.single):
-        rows = choice.group if choice.weight == "slots" else 0
         matrix = weight.reshape(len(weight), columns)
-        single_point.step_vector_product(b, nodes, name, x, matrix, full_bias, to, region, rows)
+        single_point.step_vector_product(b, nodes, name, x, matrix, full_bias, to, region, choice)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
         return
     if choice.weight == "coded" and step is not None and window is not None:

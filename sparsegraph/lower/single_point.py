@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import constant
 from sparsegraph.lower.builder import Builder, Stored
+from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg
 from sparsegraph.targets.kernels import slots
 from sparsegraph.targets.kernels.vector_product import VectorProduct, pack, pack_rows
@@ -33,19 +34,19 @@ def step_vector_product(
     bias: np.ndarray,
     to: Stored,
     region: "Region | None",
-    rows: int = 0,
+    choice: Choice,
 ) -> None:
-    """Append the kernel call; weight [rows, columns]; of panels of `rows` rows without zeros."""
+    """Append the kernel call; weight [rows, columns], in slots if so chosen."""
     operands = [constant(v) for v in region.operands] if region else []
     tree, lanes = region.tree if region and region.nodes else None, b.target.lanes
-    kernel = VectorProduct(
-        lanes, rows or VECTORS * lanes, tree, len(operands), coded=rows > 0, flat=to.fm.row == 1
-    )
-    n, images, rows = len(weight), to.fm.images, kernel.rows
+    is_coded = choice.weight == "slots"
+    rows = choice.group if is_coded else VECTORS * lanes
+    kernel = VectorProduct(lanes, rows, tree, len(operands), is_coded, flat=to.fm.row == 1)
+    n, images = len(weight), to.fm.images
     args: list[Arg] = [
         to.address, to.fm.image, to.fm.row, x.address, x.fm.image, x.fm.row, images, n,
     ]  # fmt: skip
-    if kernel.coded:
+    if is_coded:
         streams = slots.pack_slots(weight, rows)._asdict()
         args += [b.weight(f"{name}.{stream}", array) for stream, array in streams.items()]
     else:
@@ -54,10 +55,10 @@ def step_vector_product(
     for i, array in enumerate(operands):
         assert array is not None
         args.append(b.weight(f"{name}.operand{i}", pack_rows(array, n, rows)))
-    kept = int(np.count_nonzero(weight)) if kernel.coded else weight.size
+    kept = int(np.count_nonzero(weight)) if is_coded else weight.size
     b.step(
         kernel, args, -(-n // rows), nodes, flops=2 * kept * images,
         dense_flops=2 * weight.size * images,
-        detail=f"slots {kept / weight.size:.1%} non-zero, 1 point" if kernel.coded else
+        detail=f"slots {kept / weight.size:.1%} non-zero, 1 point" if is_coded else
         "dense, 1 point",
     )  # fmt: skip
