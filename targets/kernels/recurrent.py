@@ -11,6 +11,7 @@ are rows of R, the state is broadcast. They are read once per step and should fi
 cache. All is row-major; one item is one sequence in one direction.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ class _Emitter:
                     self.reset()
                 else:
                     self.products(const(0, "int32"), a["panels"], "h", self.state)
-                    each_vector(a["units"], spec.lanes, self.lstm if "c" in a else self.gru)
+                    self.lstm() if spec.kind == "lstm" else self.gru()
 
     def start(self, at: Expr, lanes: int) -> None:
         for to in ("h", "c") if self.spec.kind == "lstm" else ("h",):
@@ -150,54 +151,68 @@ class _Emitter:
         self.kept = bind(a["panels"] * spec.rows)
         self.new = bind(new * spec.rows)
         self.products(const(0, "int32"), new, "h", self.state)
-        each_vector(a["units"], spec.lanes, self.keep)
+        self.activate(0, 2, sigmoid)
+        self.each_unit(self.keep)
         self.products(new, a["panels"], "z", self.kept)
-        each_vector(a["units"], spec.lanes, self.renew)
+        self.each_unit(self.renew)
+
+    def each_unit(self, visit: Callable[[Expr, int], None]) -> None:
+        each_vector(self.a["units"], self.spec.lanes, visit)
+
+    def activate(self, first: int, end: int, function: Callable[[Expr], Expr]) -> None:
+        """Some gates in place of their sums. A function has so many constants that two of them in
+        one loop do not fit in 16 registers."""
+        a = self.a
+        start = bind(a["units"] * first)
+
+        def visit(at: Expr, lanes: int) -> None:
+            x = hold(load(a["gates"], self.gates + start + at, lanes))
+            total = hold(x + load(a["z"], start + at, lanes))
+            store(a["z"], function(total), start + at, lanes)
+
+        each_vector(bind(a["units"] * (end - first)), self.spec.lanes, visit)
+
+    def gate(self, number: int, at: Expr, lanes: int) -> Expr:
+        """What scratch holds of one gate."""
+        return hold(load(self.a["z"], self.a["units"] * number + at, lanes))
 
     def keep(self, at: Expr, lanes: int) -> None:
-        """The update gate in place of its sums, and the state that is left of the reset."""
-        a = self.a
-        update, reset = (
-            hold(sigmoid(hold(x + r))) for x, r in (self.gate(g, at, lanes) for g in range(2))
-        )
-        store(a["z"], update, at, lanes)
-        store(a["z"], hold(reset * load(a["h"], self.state + at, lanes)), self.kept + at, lanes)
+        """The state that is left of the reset."""
+        h = load(self.a["h"], self.state + at, lanes)
+        store(self.a["z"], hold(self.gate(1, at, lanes) * h), self.kept + at, lanes)
 
     def renew(self, at: Expr, lanes: int) -> None:
+        x = load(self.a["gates"], self.gates + self.a["units"] * 2 + at, lanes)
+        new = hold(tanh(hold(x + load(self.a["z"], self.new + at, lanes))))
+        self.mix(new, at, lanes)
+
+    def lstm(self) -> None:
+        self.activate(0, 3, sigmoid)
+        self.activate(3, 4, tanh)
+        self.each_unit(self.cell)
+
+    def cell(self, at: Expr, lanes: int) -> None:
+        c = self.a["c"]
+        into, out, keep, new = (self.gate(g, at, lanes) for g in range(4))
+        kept = hold(keep * load(c, self.state + at, lanes))
+        cell = hold(kept + into * new)
+        store(c, cell, self.state + at, lanes)
+        self.finish(hold(out * hold(tanh(cell))), at, lanes)
+
+    def gru(self) -> None:
+        self.activate(0, 2, sigmoid)
+        self.each_unit(self.refresh)
+
+    def refresh(self, at: Expr, lanes: int) -> None:
         a = self.a
+        bias = load(a["bias"], self.bias + at, lanes)
+        shifted = hold(self.gate(2, at, lanes) + bias)
         x = load(a["gates"], self.gates + a["units"] * 2 + at, lanes)
-        new = hold(tanh(hold(x + load(a["z"], self.new + at, lanes))))
-        self.mix(hold(load(a["z"], at, lanes)), new, at, lanes)
+        self.mix(hold(tanh(hold(x + self.gate(1, at, lanes) * shifted))), at, lanes)
 
-    def gate(self, number: int, at: Expr, lanes: int) -> tuple[Expr, Expr]:
-        """What the inputs and what the state give to one gate."""
-        offset = self.a["units"] * number + at
-        return (
-            hold(load(self.a["gates"], self.gates + offset, lanes)),
-            hold(load(self.a["z"], offset, lanes)),
-        )
-
-    def lstm(self, at: Expr, lanes: int) -> None:
-        a = self.a
-        into, out, keep, new = (hold(x + r) for x, r in (self.gate(g, at, lanes) for g in range(4)))
-        kept = hold(hold(sigmoid(keep)) * load(a["c"], self.state + at, lanes))
-        cell = hold(kept + hold(sigmoid(into)) * hold(tanh(new)))
-        store(a["c"], cell, self.state + at, lanes)
-        self.finish(hold(hold(sigmoid(out)) * hold(tanh(cell))), at, lanes)
-
-    def gru(self, at: Expr, lanes: int) -> None:
-        a = self.a
-        update, reset = (
-            hold(sigmoid(hold(x + r))) for x, r in (self.gate(g, at, lanes) for g in range(2))
-        )
-        x, r = self.gate(2, at, lanes)
-        shifted = hold(r + load(a["bias"], self.bias + at, lanes))
-        new = hold(tanh(hold(x + reset * shifted)))
-        self.mix(update, new, at, lanes)
-
-    def mix(self, update: Expr, new: Expr, at: Expr, lanes: int) -> None:
-        old = hold(load(self.a["h"], self.state + at, lanes))
-        self.finish(hold(hold(like(1.0, update) - update) * new + update * old), at, lanes)
+    def mix(self, new: Expr, at: Expr, lanes: int) -> None:
+        update, old = self.gate(0, at, lanes), load(self.a["h"], self.state + at, lanes)
+        self.finish(hold(hold(like(1.0, update) - update) * new + update * hold(old)), at, lanes)
 
     def finish(self, value: Expr, at: Expr, lanes: int) -> None:
         store(self.a["h"], value, self.state + at, lanes)
