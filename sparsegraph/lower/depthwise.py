@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph import compressed_rows
 from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Declined, Stored, name_of
 from sparsegraph.lower.elementwise import feature_kind, operand
@@ -38,19 +39,19 @@ def lower_depthwise(
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
     to = b.new_feature(region.result, layout, is_planar=True)
     full_bias = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    streams = {"values": np.ascontiguousarray(weight.ravel(), np.float32)}
+    streams = [("values", np.ascontiguousarray(weight.ravel(), np.float32))]
     step: tuple[Depthwise | masked.MaskedDepthwise, list[Arg]]
     if _is_masked(window):
-        packed = masked.pack(weight)
-        is_coded = sum(a.nbytes for a in packed) <= _HALF * streams["values"].nbytes
+        rows = compressed_rows.pack(weight.reshape(len(weight), -1), np.uint8)
+        is_coded = rows.nbytes <= _HALF * 4 * weight.size
         if is_coded:
-            streams = packed._asdict()
+            streams = list(zip(("weights", "taps", "firsts"), rows))
         step = _masked(b, window, stored, to, region, source, is_coded)
     else:
         step = _framed(b, window, stored, to, region)
     kernel, args = step
     n_channels = stored.fm.features if source is None else len(weight)
-    args += [b.weight(f"{node.name}.{k}", array) for k, array in streams.items()]
+    args += [b.weight(f"{node.name}.{k}", array) for k, array in streams]
     args += [b.weight(f"{node.name}.bias", full_bias), len(weight) // n_channels]
     for value, kind in zip(region.operands, region.kinds):
         args += operand(b, value, kind, to)

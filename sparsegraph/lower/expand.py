@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph import compressed_rows
 from sparsegraph.graph import int_attribute, static_shape
 from sparsegraph.lower import problem
 from sparsegraph.lower.builder import Builder, Stored, name_of
@@ -57,12 +58,12 @@ class Expansion:
     def args(self, b: Builder) -> list[Arg]:
         """Arguments of the kernel, from `z` to `expand_bias`."""
         name, fm = self.nodes[0].name or name_of(self.nodes[0].outputs[0]), self.z.fm
-        starts, columns, values = pack(self.weight)
+        rows = compressed_rows.pack(self.weight, np.int32)
         return [
             self.z.address, fm.image, fm.tile, fm.tiles,
-            b.weight(f"{name}.starts", starts),
-            b.weight(f"{name}.columns", columns * np.int32(fm.row)),
-            b.weight(f"{name}.values", values),
+            b.weight(f"{name}.starts", rows.starts),
+            b.weight(f"{name}.columns", rows.columns * np.int32(fm.row)),
+            b.weight(f"{name}.values", rows.values),
             b.weight(f"{name}.bias", self.bias),
         ]  # fmt: skip
 
@@ -73,22 +74,6 @@ class Expansion:
         layer = problem.of(problem.Operands(self.weight, fm, y, None), b.target)
         choice = replace(choose(layer, b.target), weight="csr" if self.density < 1 else "dense")
         b.describe(self.nodes[0], self.weight.shape, self.density, choice, self.macs)
-
-
-def pack(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compressed rows of [rows, columns]: starts int32 [rows + 1], columns int32, values."""
-    rows, columns = np.nonzero(weight)
-    starts = np.searchsorted(rows, np.arange(len(weight) + 1)).astype(np.int32)
-    return starts, columns.astype(np.int32), weight[rows, columns].astype(np.float32)
-
-
-def unpack(
-    starts: np.ndarray, columns: np.ndarray, values: np.ndarray, n_columns: int
-) -> np.ndarray:
-    """The matrix of `pack`."""
-    weight = np.zeros((len(starts) - 1, n_columns), np.float32)
-    weight[np.repeat(np.arange(len(weight)), np.diff(starts)), columns] = values
-    return weight
 
 
 def wait(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import attribute, constant, int_attribute, integers, ints_attribute
 from sparsegraph.lower.builder import Builder, Declined, Stored, dtype_of, shape_of
+from sparsegraph.lower.embedding import lower_embedding
 from sparsegraph.program import Arg, Ref
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.movement import Call, GatherElements, GatherRows
@@ -172,7 +173,10 @@ def lower_gather(b: Builder, node: ir.Node) -> None:
 
         b.defer(result, make)
         return
-    row, indices = b.row(x), b.row(index)
+    table, indices = constant(x), b.row(index)
+    if table is not None and axis == 0 and lower_embedding(b, node, table, indices):
+        return
+    row = b.row(x)
     to = b.new_row(result)
     kernel = GatherRows(row.dtype, indices.dtype)
     args: list[Arg] = [

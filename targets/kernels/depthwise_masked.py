@@ -20,7 +20,8 @@ With `expand` x is not in memory but the product of a few planes: channel by cha
 so that a wide map never leaves the level 1 or 2 cache. `columns` holds offsets (channel * z_row).
 
 Weights with many zeros are `coded`: those of channel m are weights[n] at tap taps[n], with n in
-[firsts[m], firsts[m + 1]). They are laid out before a plane is computed: memory is saved, not time.
+[firsts[m], firsts[m + 1]) (`sparsegraph.compressed_rows`). They are laid out before a plane is
+computed: memory is saved, not time.
 
 Planes at least a vector wide are written straight away (`direct`), other layouts through a flat
 plane in scratch. Planes are faster: one row of a tile after the other lies far apart, and each
@@ -36,9 +37,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, T, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression
@@ -95,7 +95,7 @@ class MaskedDepthwise:
         epilogue: expression over (accumulated value, operand 0, operand 1 ...), or None.
         operands: per operand `same` (feature-major like y) or `feature` (one value per channel).
         expand: vectors in a tile of z and the expression that makes x of a sum; None: x is read.
-        coded: weights are stored without their zeros, as by `pack`.
+        coded: weights are stored without their zeros.
     """
 
     window: Window
@@ -177,22 +177,6 @@ class Expand:
     def name(self) -> str:
         tail = "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         return f"of_v{self.vectors}{tail}"
-
-
-class Packed(NamedTuple):
-    """The non-zero weights of all channels: values, the tap of each, where each channel begins."""
-
-    weights: np.ndarray
-    taps: np.ndarray
-    firsts: np.ndarray
-
-
-def pack(weight: np.ndarray) -> Packed:
-    """Pack [channels, ...] as a `coded` kernel reads it: float32, uint8, int32 [channels + 1]."""
-    flat = weight.reshape(len(weight), -1)
-    channels, taps = np.nonzero(flat)
-    firsts = np.searchsorted(channels, np.arange(len(flat) + 1)).astype(np.int32)
-    return Packed(flat[channels, taps].astype(np.float32), taps.astype(np.uint8), firsts)
 
 
 class _Emitter:

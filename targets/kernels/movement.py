@@ -169,7 +169,7 @@ class GatherRows:
                 first = emit.bind(outer * i_outer + (item - outer * count) * self.depth)
                 at = outer * x_outer
                 for k in range(self.depth):
-                    at = at + _wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"]
+                    at = at + wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"]
                 at, to = emit.bind(at), emit.bind(item * inner)
                 each_vector(
                     inner,
@@ -207,13 +207,13 @@ class GatherElements:
             with emit.loop(begin, end) as item, emit.loop(0, inner) as i:
                 outer = emit.bind(T.truncdiv(item, count))
                 at = emit.bind(item * inner + i)
-                j = _wrapped(emit.load(indices, at), n)
+                j = wrapped(emit.load(indices, at), n)
                 emit.store(y, emit.load(x, (outer * n + j) * inner + i), at)
 
         return emit_body
 
 
-def _wrapped(index: Expr, n: Expr) -> Expr:
+def wrapped(index: Expr, n: Expr) -> Expr:
     """A run-time index as int32 within [0, n): negative from the end, then clamped."""
     last = emit.const((1 << 31) - 1, "int64")
     wide = T.cast(index, "int64")

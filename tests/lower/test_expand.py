@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from sparsegraph import verify
 from sparsegraph.compile import Compiled, compile, load
-from sparsegraph.lower import expand
 
 K, ROWS = 6, 20
 # name: (density, attributes of the depthwise convolution, what else happens)
@@ -82,14 +79,3 @@ def test_what_is_fused(compiled: Compiled) -> None:
         if what == "bias" or density == 1:  # a pass gives the node another name; "dense" either way
             continue
         assert (formats[f"{name}.expand"] == "csr") == name.startswith("fused"), name
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 99))
-def test_pack_round_trip(rows: int, columns: int, density: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((rows, columns)).astype("f4")
-    weight[rng.random(weight.shape) >= density] = 0
-    packed = expand.pack(weight)
-    assert packed[0][-1] == len(packed[1]) == len(packed[2]) == np.count_nonzero(weight)
-    assert np.array_equal(expand.unpack(*packed, columns), weight)

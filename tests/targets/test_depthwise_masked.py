@@ -11,12 +11,11 @@ from sparsegraph.targets.kernels.depthwise_masked import (
     MaskedDepthwise,
     border,
     kernels,
-    pack,
 )
 from sparsegraph.targets.kernels.window import Window
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 
-from sparsegraph import targets
+from sparsegraph import compressed_rows, targets
 
 MACHINE = targets.native()
 LANES = MACHINE.lanes
@@ -64,7 +63,7 @@ class Case:
         stored = [weights.ravel()]
         if kept is not None:
             weights[rng.random(weights.shape) >= kept] = 0
-            stored = list(pack(weights))
+            stored = list(compressed_rows.pack(weights.reshape(outputs, -1), np.uint8))
         bias = rng.standard_normal(outputs).astype("f4")
         source, x, magnitude = self.source(rng, images, channels, size, expand)
         self.expected = depthwise.reference(x, weights, bias, window, pads)
