@@ -8,7 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from benchmarks import bundles
-from sparsegraph import targets
+from sparsegraph import targets, verify
+from sparsegraph.compile import load
 from tests.targets import cross
 
 # Every machine runs the digits CNN; the larger models share the machines among them.
@@ -102,6 +103,42 @@ def test_few_weights_are_read_in_place_without_vectors(
     in_place = width != 19  # no tile of 7 points or more divides it
     assert any(name.startswith("sconv" if in_place else "spmm") for name in names)
     assert case.error(compiled, *bundles.command(target, compiled.path)) <= 1e-6
+
+
+class Tables(bundles.Model):
+    """Rows of a table of few values, plus those of a table of which half the rows are zero."""
+
+    def __init__(self) -> None:
+        super().__init__("tables", {})
+
+    def build(self, root: Path | None = None) -> onnx.ModelProto:
+        rng = np.random.default_rng(0)
+        thin, short = rng.standard_normal((2, 90, 37)).astype(np.float32)
+        thin[rng.random(thin.shape) < 0.8] = 0
+        short[::2] = 0
+        nodes = [
+            helper.make_node("Gather", ["thin", "i"], ["a"]),
+            helper.make_node("Gather", ["short", "i"], ["b"]),
+            helper.make_node("Add", ["a", "b"], ["y"]),
+        ]
+        given = helper.make_tensor_value_info("i", onnx.TensorProto.INT64, (90,))
+        out = helper.make_tensor_value_info("y", 1, (90, 37))
+        tables = [numpy_helper.from_array(a, n) for n, a in (("thin", thin), ("short", short))]
+        graph = helper.make_graph(nodes, "g", [given], [out], tables)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2", "aarch64", "armv7", "riscv64-v128"])
+def test_tables_without_zeros(name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = bundles.Case(Tables(), 1.0)
+    case.feeds = {"i": np.random.default_rng(1).permutation(90)}
+    case.expected = verify.run_onnx(load(case.proto), case.feeds)
+    compiled = case.compile(target, tmp_path / "m.sg")
+    kernels = [step.kernel for step in compiled.manifest.segments[0].steps]
+    assert kernels[:2] == ["embedding_f32_int64_coded", "embedding_f32_int64"]
+    assert case.error(compiled, *bundles.command(target, compiled.path)) == 0
 
 
 @pytest.mark.slow
