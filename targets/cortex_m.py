@@ -10,7 +10,7 @@ from sparsegraph.targets.target import Feature, Target
 M7 = Target(
     name="cortex-m7",
     arch="armv7e-m",
-    triple="thumbv7em-none-eabihf",
+    triple="thumbv7em-unknown-none-eabihf",
     cpu="cortex-m7",
     features=("fp-armv8d16",),
     lanes=1,
@@ -31,7 +31,7 @@ M7 = Target(
 M55 = Target(
     name="cortex-m55",
     arch="armv8.1-m.main",
-    triple="thumbv8.1m.main-none-eabihf",
+    triple="thumbv8.1m.main-unknown-none-eabihf",
     cpu="cortex-m55",
     features=("mve.fp",),
     lanes=4,

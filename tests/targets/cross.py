@@ -5,13 +5,15 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from sparsegraph.targets.target import PACKAGES, Target
 
 from benchmarks import bundles
 from benchmarks.bundles import MODULE_RUNNER, STRICT, build_runner, build_source, execute
-from sparsegraph import targets
-from sparsegraph.compile import Compiled
+from sparsegraph import targets, verify
+from sparsegraph.compile import Compiled, load
 
 __all__ = ["MODULE_RUNNER", "STRICT", "build_runner", "build_source", "execute"]
 
@@ -53,3 +55,19 @@ class Case(bundles.Case):
     def check(self, compiled: Compiled, *command: object) -> None:
         """Run `command INPUTS... OUTPUTS...` on the feeds and compare what it writes."""
         assert self.error(compiled, *command) <= LIMIT
+
+
+WIDE = """<ir_version: 9, opset_import: ["" : 17]>
+g (int64[13] x) => (float[13] y) <float half = {0.5}, int64 three = {3}> {
+  f = Cast<to=1>(x)  h = Mul(f, half)  i = Cast<to=7>(h)  d = Div(i, three)  y = Cast<to=1>(d)
+}"""
+
+
+class Wide(bundles.Case):
+    """64-bit integers to floats and back: library calls on 32-bit machines."""
+
+    def __init__(self) -> None:
+        self.proto = onnx.parser.parse_model(WIDE)
+        numbers = [0, 1, 6, -6, 100, -1000, 1 << 20, -(1 << 30), 1 << 33, -(1 << 40), 1 << 50]
+        self.feeds = {"x": np.array([*numbers, 7, -7])}
+        self.expected = verify.run_onnx(load(self.proto), self.feeds)

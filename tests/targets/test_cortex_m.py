@@ -86,7 +86,7 @@ class SmallMobilenet(bundles.Case):
 
 
 CASES = {"digits_cnn": lambda density: cross.Case("digits_cnn", density),
-         "small_mobilenet": SmallMobilenet}  # fmt: skip
+         "small_mobilenet": SmallMobilenet, "wide": lambda density: cross.Wide()}  # fmt: skip
 
 
 def build(target: Target, compiled: Compiled, program: Path, *flags: str) -> Path:
@@ -119,7 +119,8 @@ def boot(target: Target, image: Path) -> int:
 
 @pytest.mark.parametrize("name", FLASH_KIB)
 @pytest.mark.parametrize(
-    ("model", "density"), [("digits_cnn", 1.0), ("digits_cnn", 0.1), ("small_mobilenet", 0.1)]
+    ("model", "density"),
+    [("digits_cnn", 1.0), ("digits_cnn", 0.1), ("small_mobilenet", 0.1), ("wide", 1.0)],
 )
 def test_models_equal_onnx_runtime(model: str, density: float, name: str, tmp_path: Path) -> None:
     target = targets.get(name)

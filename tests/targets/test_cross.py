@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from sparsegraph.targets import inner_loop
+from sparsegraph.targets.kernels.elementwise import RowMap
 
 from benchmarks import bundles
 from sparsegraph import targets, verify
@@ -139,6 +141,26 @@ def test_tables_without_zeros(name: str, tmp_path: Path) -> None:
     kernels = [step.kernel for step in compiled.manifest.segments[0].steps]
     assert kernels[:2] == ["embedding_f32_int64_coded", "embedding_f32_int64"]
     assert case.error(compiled, *bundles.command(target, compiled.path)) == 0
+
+
+@pytest.mark.parametrize("name", ["armv7", "aarch64", "riscv64", "riscv64-v128", "x86-64-v2"])
+def test_wide_integers(name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = cross.Wide()
+    compiled = case.compile(target, tmp_path / "m.sg")
+    assert case.error(compiled, *bundles.command(target, compiled.path)) == 0
+
+
+@pytest.mark.parametrize("name", ["armv7", "cortex-a7", "cortex-m7", "cortex-m55"])
+def test_library_calls_are_those_of_the_arm_abi(name: str) -> None:
+    """Others pass floats in other registers than the C library expects."""
+    lines = inner_loop.assembly(
+        targets.get(name), RowMap(("Cast", ("arg", 0), ("type", "float32")), ("int64",), (True,), 0)
+    )
+    calls = {line.split()[1] for line in lines if line.startswith("bl ")}
+    assert "__aeabi_l2f" in calls
+    assert all(call.startswith("__aeabi_") for call in calls)
 
 
 @pytest.mark.slow
