@@ -206,6 +206,7 @@ def scalar_of(value: ir.Value) -> float | int | None:
 
 _NUMBERS = {  # attributes that follow the inputs as constants
     "LeakyRelu": (("alpha", 0.01),),
+    "Mod": (("fmod", 0),),
     "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
     "Elu": (("alpha", 1.0),),
     "Celu": (("alpha", 1.0),),
