@@ -55,12 +55,18 @@ MODELS = {
 
 
 class Case:
-    """A pruned model, its feeds, and what ONNX Runtime computes from them."""
+    """A pruned model, its feeds, and what ONNX Runtime computes from them.
 
-    def __init__(self, model: Model, density: float, root: Path | None = None) -> None:
+    `whole`: every weight is pruned, not just those of the layers that are pruned for speed.
+    """
+
+    def __init__(
+        self, model: Model, density: float, root: Path | None = None, *, whole: bool = False
+    ) -> None:
         dense = model.build(root)
-        layers = benchmarks.prune.selector_for(model.name)
-        self.proto = benchmarks.prune.magnitude(dense, density, layers=layers)
+        prune = benchmarks.prune
+        layers = prune.everything if whole else prune.selector_for(model.name)
+        self.proto = prune.magnitude(dense, density, layers=layers)
         self.feeds = zoo.feeds(self.proto)
         self.expected = verify.run_onnx(load(self.proto), self.feeds)
 

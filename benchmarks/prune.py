@@ -21,11 +21,12 @@ OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1, "LSTM": 
 """Which axis of an op's weight counts outputs; Gemm with transB has them first, recurrences behind
 their directions."""
 RECURRENT = ("LSTM", "GRU")
+TABLE = "Gather"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A product with a constant weight."""
+    """A product with a constant weight, or rows of a constant table (an embedding)."""
 
     index: int
     """Position among the layers of the model."""
@@ -46,14 +47,19 @@ class Layer:
 Selector = Callable[[Layer], bool]
 
 
+def everything(layer: Layer) -> bool:
+    """Depthwise convolutions, embeddings and the stem too."""
+    return True
+
+
 def all_layers(layer: Layer) -> bool:
     """Every product but grouped convolutions."""
-    return layer.groups == 1
+    return layer.groups == 1 and layer.op != TABLE
 
 
 def all_but_the_stem(layer: Layer) -> bool:
     """Every product but the first and grouped convolutions."""
-    return layer.index > 0 and layer.groups == 1
+    return layer.index > 0 and all_layers(layer)
 
 
 def detector_convolutions(layer: Layer) -> bool:
@@ -93,9 +99,10 @@ def selector_for(model: str) -> Selector:
 def layers(model: onnx.ModelProto) -> Iterator[Layer]:
     """Constant weights of rank 2 or more of the nodes of `OUTPUT_AXIS`, in graph order.
 
-    The second input; of recurrences the third too.
+    The second input; of recurrences the third too. Then the tables of Gather.
     """
-    shapes = {name: tuple(tensor.dims) for name, tensor in _constants(model).items()}
+    constants = _constants(model)
+    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
     index = 0
     for node in model.graph.node:
         if node.op_type not in OUTPUT_AXIS:
@@ -107,6 +114,11 @@ def layers(model: onnx.ModelProto) -> Iterator[Layer]:
                 groups = attributes.get("group", 1)
                 yield Layer(index, node.name, node.op_type, weight, shapes[weight], axis, groups)
                 index += 1
+    for node in model.graph.node:
+        table = node.input[0] if node.op_type == TABLE else ""
+        if len(shapes.get(table, ())) == 2 and constants[table].data_type == onnx.TensorProto.FLOAT:
+            yield Layer(index, node.name, TABLE, table, shapes[table], 0)
+            index += 1
 
 
 def magnitude(

@@ -1,6 +1,7 @@
 """Every model on every machine, against ONNX Runtime.
 
     python -m benchmarks.targets --json targets.json [--only minilm] [--on wasm c11]
+    python -m benchmarks.targets --whole --densities 1 0.1      what all weights take, pruned
 
 Compiles each bundle, runs it natively, under qemu, in Bochs (AVX-512) or in node, and compares its
 outputs. Rows that the file already holds are kept, so the command can be stopped and called again.
@@ -119,8 +120,10 @@ def matrix(
     machines: list[str],
     root: Path | None,
     done: set[Key],
+    *,
+    whole: bool = False,
 ) -> Iterator[Row]:
-    """Rows that `done` lacks, model by model."""
+    """Rows that `done` lacks, model by model; `whole` as for `bundles.Case`."""
     for name in models:
         for density in densities:
             blank = Row(name, density, "")
@@ -128,7 +131,7 @@ def matrix(
             if not wanted:
                 continue
             try:
-                case = bundles.Case(bundles.MODELS[name], density, root)
+                case = bundles.Case(bundles.MODELS[name], density, root, whole=whole)
             except real_models.MissingPackage as error:
                 yield from (replace(blank, target=t, error=str(error)) for t in wanted)
                 continue
@@ -149,12 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
     found = results.begin(["benchmarks.targets", *arguments])
     rows = {row.key: row for row in _load(options.json)}
     done = {row.key for row in rows.values() if row.error is None}
-    wanted = matrix(options.only, options.densities, options.on, options.models, done)
+    wanted = matrix(
+        options.only, options.densities, options.on, options.models, done, whole=options.whole
+    )
     for row in wanted:
         rows[row.key] = replace(row, commit=found.commit)
         print(line(row), file=sys.stderr, flush=True)
         _save(options.json, found, list(rows.values()))
-    print(table(list(rows.values())))
+    print(table(list(rows.values())), weights(list(rows.values())), sep="\n\n")
     return 0 if all(row.passes for row in rows.values()) else 1
 
 
@@ -181,8 +186,23 @@ def line(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """Models and densities down, machines across: the error, `built` or `FAILED`."""
+    return _grid(rows, {row.key: _cell(row) for row in rows})
+
+
+def weights(rows: list[Row]) -> str:
+    """The same of bytes of weights, over those of the dense model on the same machine."""
+    dense = {(row.model, row.target): row.weight_bytes for row in rows if row.density == 1}
+    pruned = [row for row in rows if row.density < 1]
+    cells = {r.key: _share(r.weight_bytes, dense.get((r.model, r.target))) for r in pruned}
+    return _grid(pruned, cells)
+
+
+def _share(part: int | None, whole: int | None) -> str:
+    return f"{part / whole:.3f}" if part and whole else "-"
+
+
+def _grid(rows: list[Row], cells: dict[Key, str]) -> str:
     machines = list(dict.fromkeys(row.target for row in rows))
-    cells = {row.key: _cell(row) for row in rows}
     lines = ["| model | density | " + " | ".join(machines) + " |"]
     lines.append("|---|---|" + "---|" * len(machines))
     for model, density in dict.fromkeys((row.model, row.density) for row in rows):
@@ -204,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--on", nargs="+", default=list(MACHINES), metavar="TARGET")
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
     parser.add_argument("--models", type=Path, help="an unpacked wheel with trained models")
+    parser.add_argument("--whole", action="store_true", help="prune depthwise and embeddings too")
     parser.add_argument("--json", type=Path, help="write the results here; rows in it are kept")
     return parser
 

@@ -269,6 +269,15 @@ class TestPrune:
         names = ["lstm.0.w", "lstm.0.r", "lstm.1.w", "lstm.1.r", "head.weight"]
         assert found == dict.fromkeys(names, 0.25)
 
+    def test_everything_means_embeddings_too(self) -> None:
+        model = zoo.build("minilm", sequence=8, layers=1)
+        pruned = prune.magnitude(model, 0.25, layers=prune.everything)
+        found = prune.densities(pruned, prune.layers(pruned))
+        assert len(found) == 9  # three tables, six products
+        assert found == dict.fromkeys(found, 0.25)
+        spared = prune.magnitude(model, 0.25, layers=prune.all_layers)
+        assert list(prune.densities(spared, prune.layers(spared)).values()).count(0.25) == 6
+
     def test_recurrences_count(self) -> None:
         sizes = [(32, 32), (64, 32)]  # inputs and units of a layer, both ways
         per_token = sum(2 * 4 * units * (inputs + units) for inputs, units in sizes) + 64 * 32

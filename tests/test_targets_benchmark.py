@@ -32,6 +32,13 @@ def test_table_has_a_cell_per_row() -> None:
     ]
 
 
+def test_weights_are_compared_with_those_of_the_dense_model() -> None:
+    dense = replace(GOOD, density=1.0, weight_bytes=400)
+    rows = [dense, replace(GOOD, weight_bytes=50), replace(GOOD, target="wasm", weight_bytes=9)]
+    lines = targets.weights(rows).splitlines()
+    assert lines[2:] == ["| digits_cnn | 0.1 | 0.125 | - |"]
+
+
 def test_rows_of_an_earlier_call_are_kept_and_failures_tried_again(tmp_path: Path) -> None:
     cross.require("gcc")
     file = tmp_path / "targets.json"
