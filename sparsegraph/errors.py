@@ -3,6 +3,8 @@
 Every class carries the exit code that the command line returns for it.
 """
 
+import re
+
 
 class SparsegraphError(Exception):
     """Parent of all errors that a user can act on."""
@@ -53,3 +55,8 @@ class BudgetError(SparsegraphError):
 def message(what: str, name: str, found: object, need: object, fix: str) -> str:
     """The one form of every error text."""
     return f"{what} '{name}': found {found}, need {need}. Fix: {fix}"
+
+
+def one_line(error: Exception) -> str:
+    """What another library says, without line breaks and colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:400]

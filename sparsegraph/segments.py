@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsegraph.errors import ArtefactError, UsageError, message
+from sparsegraph.errors import ArtefactError, UnsupportedError, UsageError, message, one_line
 from sparsegraph.loading import LIBRARY, WEIGHTS, Array, Members, load_library
 from sparsegraph.patch import Patch
 
@@ -232,13 +232,25 @@ class _FallbackSegment(_Segment):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         model = members.verified(record["member"]).read_bytes()
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.member = str(record["member"])
+        try:
+            self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            need = f"nodes that ONNX Runtime {ort.__version__} runs; ours decline: {self.reason}"
+            fix = "export with an older opset, or install a newer onnxruntime"
+            raise UnsupportedError(
+                message("segment", self.member, one_line(error), need, fix)
+            ) from error
 
     def run(
         self, values: dict[str, Array], times: list[StepTime] | None, weights: int | None
     ) -> None:
         start = time.perf_counter()
-        found = self.session.run(self.outputs, {name: values[name] for name in self.inputs})
+        try:
+            found = self.session.run(self.outputs, {name: values[name] for name in self.inputs})
+        except Exception as error:
+            need, fix = "values that its nodes take", "check the inputs"
+            raise UsageError(message("segment", self.member, one_line(error), need, fix)) from error
         values.update(zip(self.outputs, found))
         if times is not None:
             seconds = time.perf_counter() - start

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sparsegraph.errors import UnsupportedError, VerifyError, message
+from sparsegraph.errors import UnsupportedError, VerifyError, message, one_line
 from sparsegraph.graph import is_op, is_used, made_by, scalar, static_shape
 
 Feed = dict[str, np.ndarray]
@@ -54,9 +54,7 @@ class Session:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise UnsupportedError(
-                message(
-                    "model", "onnxruntime", _one_line(error), "a runnable model", "see the node"
-                )
+                message("model", "onnxruntime", one_line(error), "a runnable model", "see the node")
             ) from error
         self.output_names = [o.name for o in self._session.get_outputs()]
 
@@ -67,7 +65,7 @@ class Session:
             results = self._session.run(wanted, dict(feed))
         except Exception as error:
             raise VerifyError(
-                message("run", "onnxruntime", _one_line(error), "a valid feed", "check the feed")
+                message("run", "onnxruntime", one_line(error), "a valid feed", "check the feed")
             ) from error
         return dict(zip(wanted, results, strict=True))
 
@@ -263,7 +261,3 @@ def _reads_as_mask(node: ir.Node, position: int) -> bool:
     if is_op(node, "Sub"):
         return position == 1 and scalar(node.inputs[0]) == 1.0
     return is_op(node, "Not", "And") and made_by(node.inputs[0], "Cast") is not None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:400]

@@ -6,9 +6,11 @@ segments are lowered again, until nothing declines.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from sparsegraph import quantised
@@ -28,6 +30,7 @@ from sparsegraph.targets.target import Target
 # of ONNX Runtime's products: DeiT-S spends 18 ms there besides its products, and 8.5 ms here
 # (AVX-512). MiniLM with 384 tokens is then estimated at 1.22 of its speed; measured: 1.25.
 _THEIR_ATTENTION, _OUR_ATTENTION = 2.7, 1.3
+_NEWEST = 24  # opset whose operators the handlers know whole
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,10 @@ def _refusal(node: ir.Node) -> str | None:
         return "no kernel for this operator"
     if has_subgraph(node):
         return "control flow"
+    known, n_inputs = _known(node.op_type)
+    newer = sorted(node.attributes.keys() - known)
+    if newer or len(node.inputs) > n_inputs:
+        return f"{', '.join(newer) or 'an input'} of {node.op_type} came after opset {_NEWEST}"
     for value in (*node.inputs, *node.outputs):
         if value is None or not value.name:
             continue
@@ -181,6 +188,18 @@ def _refusal(node: ir.Node) -> str | None:
         if 0 in shape and constant(value) is None:
             return f"'{value.name}' has no elements"
     return None
+
+
+@cache
+def _known(op_type: str) -> tuple[frozenset[str], int]:
+    """Attributes of an operator in any opset up to `_NEWEST`, and the most inputs."""
+    schemas = [
+        s
+        for s in onnx.defs.get_all_schemas_with_history()
+        if (s.name, s.domain) == (op_type, "") and s.since_version <= _NEWEST
+    ]
+    names = frozenset(name for schema in schemas for name in schema.attributes)
+    return names, max(schema.max_input for schema in schemas)
 
 
 def cut(graph: ir.Graph, reasons: dict[ir.Node, str]) -> list[Segment]:
