@@ -111,7 +111,9 @@ def _key(node: ir.Node) -> Hashable:
 def _attribute_key(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
-        return f"{tensor.dtype}{tensor.shape}{blake2b(tensor.tobytes()).hexdigest()}"
+        is_text = tensor.dtype == ir.DataType.STRING
+        data = repr(tensor.numpy().tolist()).encode() if is_text else tensor.tobytes()
+        return f"{tensor.dtype}{tensor.shape}{blake2b(data).hexdigest()}"
     return repr(attribute.value)
 
 

@@ -116,8 +116,18 @@ def _divide(a: Expr, b: Expr) -> Expr:
 
 
 def _mod(a: Expr, b: Expr, truncated: Expr) -> Expr:
-    """Remainder with the sign of b, or of a if `truncated` (ONNX's fmod) is not 0."""
-    remainder = a - b * T.trunc(a / b) if _is_float(a) else T.truncmod(a, b)
+    """Remainder with the sign of b, or of a if `truncated` (ONNX's fmod) is not 0.
+
+    Of floats exact up to quotients of 2^29: they have 24 bits, products in float64 53. Without a
+    whole quotient a remains, also of an infinite b.
+    """
+    if _is_float(a):
+        wide, by = hold(cast(a, "float64")), hold(cast(b, "float64"))
+        whole = hold(T.trunc(wide / by))
+        rest = cast(hold(wide - by * whole), "float32")
+        remainder = select(T.EQ(whole, like(0.0, whole)), a, rest)
+    else:
+        remainder = T.truncmod(a, b)
     if _number(truncated):
         return remainder
     remainder = hold(remainder)

@@ -67,3 +67,17 @@ def test_operators(op: str, attributes: dict[str, object], dtype: int) -> None:
         np.testing.assert_allclose(y, expected, rtol=2e-6, atol=2e-6)
     else:
         np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("fmod", [0, 1])
+def test_remainders_of_large_and_special_numbers(fmod: int) -> None:
+    proto = model("Mod", {"fmod": fmod}, F)
+    rng = np.random.default_rng(0)
+    a = rng.uniform(-1e6, 1e6, SHAPE).astype("f4")
+    b = rng.uniform(0.01, 3, SHAPE).astype("f4") * rng.choice([-1, 1], SHAPE).astype("f4")
+    a[0, :6] = [1, -1, np.inf, np.nan, 0, 5]
+    b[0, :6] = [np.inf, np.inf, 2, 2, 3, 0]
+    compiled = compile(proto, keep_native=True, fallback=False, check=False)
+    with np.errstate(invalid="ignore"):
+        expected = (np.fmod if fmod else np.mod)(a, b)
+    np.testing.assert_array_equal(compiled.run(None, {"x0": a, "x1": b})[0], expected)

@@ -200,3 +200,13 @@ def test_dead_parts_go() -> None:
     result = run(RemoveUnused(), text, w=weight(2))
     assert result.ops == ["Relu"]
     assert not result.model.graph.initializers
+
+
+def test_texts_in_constants_are_compared_too() -> None:
+    text = """g (float[2] x) => (bool[1] y) {
+      a = Constant <value = string[1] {"one"}> ()
+      b = Constant <value = string[1] {"one"}> ()
+      c = Constant <value = string[1] {"two"}> ()
+      y1 = Equal(a, c)  y2 = Equal(b, c)  y = Or(y1, y2)
+    }"""
+    assert run(Dedupe(), text).ops == ["Constant", "Constant", "Equal", "Or"]
