@@ -289,18 +289,20 @@ class Builder:
     def temporary(self, name: str, n_bytes: int) -> Ref:
         """Workspace memory under a name that nothing else has."""
         unique, i = name, 1
-        while unique in self.program.temporaries or unique in self._borders():
+        while self._is_taken(unique):
             unique, i = f"{name}~{i}", i + 1
         self.program.temporaries[unique] = n_bytes + SLACK_BYTES
         return Ref(unique)
 
-    def _borders(self) -> set[str]:
-        return {t.name for t in (*self.program.inputs, *self.program.outputs)}
+    def _is_taken(self, name: str) -> bool:
+        """True if workspace, a weight, an input or an output has that name: an address by name."""
+        borders = {t.name for t in (*self.program.inputs, *self.program.outputs)}
+        return name in self.program.temporaries or name in self.program.weights or name in borders
 
     def weight(self, name: str, array: np.ndarray) -> Ref:
         """A constant in the weight file."""
         unique, i = name, 1
-        while unique in self.program.weights or unique in self._borders():
+        while self._is_taken(unique):
             if unique in self.program.weights and self.program.weights[unique] is array:
                 return Ref(unique)
             unique, i = f"{name}~{i}", i + 1
