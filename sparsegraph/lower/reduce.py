@@ -42,6 +42,8 @@ def lower_arg(b: Builder, node: ir.Node) -> None:
 def _reduce_once(
     b: Builder, node: ir.Node, op: str, x: Stored, axes: Sequence[int], *, is_final: bool
 ) -> Stored:
+    if x.dtype == "bool":
+        raise Declined(f"{op} of truth values")
     collapsed = collapse_axes(x.shape, axes)
     assert collapsed is not None
     outer, n, inner = collapsed

@@ -1,4 +1,4 @@
-"""What a newer opset adds to an operator is never ignored: the node is not ours then."""
+"""What lowering does not know, of newer opsets or types, is never ignored: the node is not ours."""
 
 from pathlib import Path
 
@@ -37,3 +37,14 @@ def test_what_onnx_runtime_cannot_load_either_is_one_clear_error(tmp_path: Path)
 
 def test_every_handler_is_of_an_operator_that_onnx_has() -> None:
     assert all(_known(op_type)[1] > 0 for op_type in HANDLERS)
+
+
+def test_reductions_of_truth_values_are_left_to_onnx_runtime() -> None:
+    given = helper.make_tensor_value_info("x", TensorProto.BOOL, (4, 2))
+    out = helper.make_tensor_value_info("y", TensorProto.BOOL, (4, 1))
+    axes = helper.make_node("Constant", [], ["axes"], value_ints=[1])
+    node = helper.make_node("ReduceMax", ["x", "axes"], ["y"])
+    graph = helper.make_graph([axes, node], "g", [given], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    (segment,) = compile(model, keep_native=True, check=False).manifest.segments
+    assert "Max of truth values" in segment.reason
