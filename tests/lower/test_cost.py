@@ -120,6 +120,16 @@ def test_a_nearly_dense_weight_stays_dense() -> None:
     assert choose.choose(case, V3).weight == "dense"
 
 
+def test_a_machine_that_was_never_measured_takes_half_the_bytes_of_a_single_point() -> None:
+    case = Problem(1000, 1024, 1, 1, 1, 1, 1, None, 0.1, 1, 1, (1, 1), single=True)
+    machine = targets.get("riscv64-v256")
+    dense = cost.ours_ms(case, choose.dense(case, machine), machine)
+    found = choose.choose(case, machine)
+    assert found.weight == "slots"
+    assert cost.weight_bytes(case, found) <= 2 * 1000 * 1024
+    assert dense + choose.UNNOTICED_MS < found.ms <= 1.25 * dense + choose.UNNOTICED_MS
+
+
 def test_a_gathered_panel_that_fits_is_not_cut() -> None:
     stem = convolution(64, 3, 224, 7, 2)
     assert choose.dense(stem, V3).tile == stem.columns
