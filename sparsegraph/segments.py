@@ -236,7 +236,7 @@ class _FallbackSegment(_Segment):
         try:
             self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            need = f"nodes that ONNX Runtime {ort.__version__} runs; ours decline: {self.reason}"
+            need = f"nodes that ONNX Runtime {ort.__version__} runs (left to it: {self.reason})"
             fix = "export with an older opset, or install a newer onnxruntime"
             raise UnsupportedError(
                 message("segment", self.member, one_line(error), need, fix)

@@ -265,7 +265,7 @@ class TestPrune:
     def test_both_weights_of_a_recurrence_are_pruned(self, pattern: str) -> None:
         model = tagger.tagger(2, width=32, hidden=32)
         pruned = prune.magnitude(model, 0.25, pattern=pattern)
-        found = prune.densities(pruned, prune.layers(pruned))
+        found = prune.densities(pruned, prune.selected(pruned))
         names = ["lstm.0.w", "lstm.0.r", "lstm.1.w", "lstm.1.r", "head.weight"]
         assert found == dict.fromkeys(names, 0.25)
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import conformance
-from benchmarks.conformance import DECLINED, LEFT, NATIVE, SKIPPED, UNEQUAL
+from benchmarks.conformance import LEFT, NATIVE, SKIPPED, UNEQUAL
 
 NAMES = {  # test -> outcome as it is, and with constants
     "test_attention_3d": (NATIVE, NATIVE),
-    "test_attention_local_window": (DECLINED, DECLINED),
     "test_clip_example": (NATIVE, NATIVE),
     "test_constant_pad": (LEFT, NATIVE),
     "test_convtranspose": (LEFT, NATIVE),
