@@ -69,10 +69,14 @@ def _digest(value: ir.Value) -> bytes:
     tensor = value.const_value
     assert tensor is not None
     if tensor.dtype == ir.DataType.STRING:
-        return repr(tensor.numpy().tolist()).encode()
+        return _text(tensor)
     array = constant(value)
     assert array is not None
     return blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=20).digest()
+
+
+def _text(tensor: ir.TensorProtocol) -> bytes:
+    return repr(tensor.numpy().tolist()).encode()
 
 
 def _merge_nodes(graph: ir.Graph, fuel: Fuel) -> int:
@@ -111,8 +115,7 @@ def _key(node: ir.Node) -> Hashable:
 def _attribute_key(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
-        is_text = tensor.dtype == ir.DataType.STRING
-        data = repr(tensor.numpy().tolist()).encode() if is_text else tensor.tobytes()
+        data = _text(tensor) if tensor.dtype == ir.DataType.STRING else tensor.tobytes()
         return f"{tensor.dtype}{tensor.shape}{blake2b(data).hexdigest()}"
     return repr(attribute.value)
 

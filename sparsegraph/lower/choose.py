@@ -54,7 +54,7 @@ def choose(problem: Problem, target: Target) -> Choice:
     if problem.density < gains:
         other = _priced([coded(problem, target)], problem, target)[0]
     elif problem.density < limit:
-        other = _in_fewest_bytes(_all_small(problem, target), most, problem, target)
+        other = _in_fewest_bytes(_all_small(problem, target), most, problem)
     return dataclasses.replace(other, dense_ms=dense_ms, break_even=limit)
 
 
@@ -89,9 +89,9 @@ def winograd(problem: Problem, m: int, target: Target) -> Choice:
 def coded(problem: Problem, target: Target) -> Choice:
     """Only the non-zero weights; of single points in the fewest bytes that nobody will notice."""
     if problem.single:
-        ways = slots(problem, target)
-        best = min(c.ms for c in _priced(ways, problem, target))
-        return _in_fewest_bytes(ways, _unnoticed(best, problem, target), problem, target)
+        ways = _priced(slots(problem, target), problem, target)
+        best = min(c.ms for c in ways)
+        return _in_fewest_bytes(ways, _unnoticed(best, problem, target), problem)
     problem = _joined(problem, target)
     group, split = _coded_blocks(problem, target)
     tile = _column_tile(problem, split, problem.density / min(problem.shared, group), target)
@@ -107,21 +107,20 @@ def slots(problem: Problem, target: Target) -> list[Choice]:
 def _all_small(problem: Problem, target: Target) -> list[Choice]:
     """Ways that leave out zeros and take at most half the bytes of the dense weight."""
     if not problem.single:
-        return [coded(problem, target)]
+        return _priced([coded(problem, target)], problem, target)
     ways, half = slots(problem, target), 2.0 * problem.rows * problem.columns
-    return [c for c in ways if cost.weight_bytes(problem, c) <= half] or ways[:1]
+    small = [c for c in ways if cost.weight_bytes(problem, c) <= half]
+    return _priced(small or ways[:1], problem, target)
 
 
 def _small(problem: Problem, target: Target) -> Choice:
     """The fastest of these."""
-    return min(_priced(_all_small(problem, target), problem, target), key=lambda c: c.ms)
+    return min(_all_small(problem, target), key=lambda c: c.ms)
 
 
-def _in_fewest_bytes(
-    ways: list[Choice], most_ms: float, problem: Problem, target: Target
-) -> Choice:
-    """Of the ways that take at most this long; the fastest if none does."""
-    ways = sorted(_priced(ways, problem, target), key=lambda c: c.ms)
+def _in_fewest_bytes(ways: list[Choice], most_ms: float, problem: Problem) -> Choice:
+    """Of priced ways that take at most this long; the fastest if none does."""
+    ways = sorted(ways, key=lambda c: c.ms)
     near = [c for c in ways if c.ms <= most_ms] or ways[:1]
     return min(near, key=lambda c: cost.weight_bytes(problem, c))
 

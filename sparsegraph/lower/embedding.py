@@ -18,21 +18,22 @@ def lower_embedding(b: Builder, node: ir.Node, table: np.ndarray, indices: Store
     flat = table.reshape(len(table), -1)
     if table.dtype != np.float32 or flat.size == 0:
         return False
-    kept = embedding.keep_rows(flat)
-    streams = [("values", kept.values), ("places", kept.places)]
-    is_coded, n_bytes = False, kept.nbytes
-    if flat.shape[1] <= embedding.MOST_COLUMNS:
-        rows = compressed_rows.pack(flat, np.uint16)
-        is_coded = rows.nbytes <= _HALF * table.nbytes and rows.nbytes < n_bytes
-        if is_coded:
-            streams, n_bytes = list(zip(("values", "columns", "starts"), rows)), rows.nbytes
-    if n_bytes > _MOST * table.nbytes:
+    n_kept, n_values = (int(np.count_nonzero(x)) for x in (flat.any(axis=1), flat))
+    n_bytes = 4 * (n_kept * flat.shape[1] + len(flat))  # as `keep_rows` and `pack` make them
+    coded_bytes = 6 * n_values + 4 * (len(flat) + 1)
+    can_code = flat.shape[1] <= embedding.MOST_COLUMNS
+    is_coded = can_code and coded_bytes <= _HALF * table.nbytes and coded_bytes < n_bytes
+    if not is_coded and n_bytes > _MOST * table.nbytes:
         return False
+    if is_coded:
+        streams = compressed_rows.pack(flat, np.uint16)._asdict()
+    else:
+        streams = embedding.keep_rows(flat)._asdict()
     to = b.new_row(node.outputs[0])
     args: list[Arg] = [to.address]
-    args += [b.weight(f"{node.name}.{name}", array) for name, array in streams]
+    args += [b.weight(f"{node.name}.{name}", array) for name, array in streams.items()]
     args += [indices.address, flat.shape[1], len(table)]
-    share = np.count_nonzero(flat) / flat.size
+    share = n_values / flat.size
     detail = f"{indices.size} rows of a table, {share:.1%} non-zero"
     b.step(Embedding(indices.dtype, is_coded), args, indices.size, [node], detail=detail)
     return True

@@ -173,7 +173,7 @@ def _refusal(node: ir.Node) -> str | None:
         return "no kernel for this operator"
     if has_subgraph(node):
         return "control flow"
-    known, n_inputs = _known(node.op_type)
+    known, n_inputs = _all_known()[node.op_type]
     newer = sorted(node.attributes.keys() - known)
     if newer or len(node.inputs) > n_inputs:
         return f"{', '.join(newer) or 'an input'} of {node.op_type} came after opset {_NEWEST}"
@@ -191,15 +191,14 @@ def _refusal(node: ir.Node) -> str | None:
 
 
 @cache
-def _known(op_type: str) -> tuple[frozenset[str], int]:
-    """Attributes of an operator in any opset up to `_NEWEST`, and the most inputs."""
-    schemas = [
-        s
-        for s in onnx.defs.get_all_schemas_with_history()
-        if (s.name, s.domain) == (op_type, "") and s.since_version <= _NEWEST
-    ]
-    names = frozenset(name for schema in schemas for name in schema.attributes)
-    return names, max(schema.max_input for schema in schemas)
+def _all_known() -> dict[str, tuple[frozenset[str], int]]:
+    """Attributes of each operator in any opset up to `_NEWEST`, and the most inputs."""
+    known: dict[str, tuple[frozenset[str], int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and schema.since_version <= _NEWEST:
+            names, n_inputs = known.get(schema.name, (frozenset(), 0))
+            known[schema.name] = names | schema.attributes.keys(), max(n_inputs, schema.max_input)
+    return known
 
 
 def cut(graph: ir.Graph, reasons: dict[ir.Node, str]) -> list[Segment]:

@@ -88,10 +88,6 @@ class Kept(NamedTuple):
     values: np.ndarray
     places: np.ndarray
 
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + self.places.nbytes
-
 
 def keep_rows(table: np.ndarray) -> Kept:
     """[rows, columns] without rows of zeros, as float32; places are int32."""
