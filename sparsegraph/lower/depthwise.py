@@ -95,6 +95,7 @@ def _masked(
         shape, masked.border(shape, window.size, window.pads[:2], out), is_direct,
         region.tree if region.nodes else None, region.kinds,
         source.kernel(lanes) if source else None, is_coded,
+        masked.is_spread(shape, b.target),
     )  # fmt: skip
     z_points = source.z.fm.tiles * source.z.fm.block if source else 0
     n_bytes = kernel.scratch_bytes(window.size[1], out, block, z_points)

@@ -4,13 +4,15 @@
 
 Each vector of columns is computed from the top down: a row of the map is read once and adds to the
 sums of all rows of the result that it touches, of which the topmost is then complete. Few registers
-hold addresses or sums, so that the weights stay in the others. `rows` rows of the result are
-computed before the next columns, so that what neighbours share is still in the level 1 cache.
+hold addresses or sums, so that the weights stay in the others, as many as there is room for
+(`_Memory`). `rows` rows of the result are computed before the next columns, so that what neighbours
+share is still in the level 1 cache.
 
 Columns outside the map are cleared by bits, which hide whatever the vector holds there (the end of
 the row above, NaN); rows outside it are skipped. Vectors away from the borders have code of their
-own. Horizontal stride 1 or 2: with stride 2 one shuffle within 128 bits takes every second value
-of two vectors, and the sums are put in order at the end. Items are images * output channels.
+own, and so have the last rows of the result. Horizontal stride 1 or 2: with stride 2 one shuffle
+within 128 bits takes every second value of two vectors, and the sums are put in order at the end.
+Items are images * output channels.
 
 With `expand` x is not in memory but the product of a few planes: channel by channel
 
@@ -30,6 +32,8 @@ store opens a line in another page (32@112: 120 us straight to planes, 150 to ti
 Measured with AVX-512, 3x3, microseconds with four rows at a time and from the top down: 128@56 108
 to 87, 256@28 62 to 42, 1024@7 50 to 33; stride 2: 64@112 97 to 84, 256@28 32 to 24, 512@14 42 to 18
 (two vectors of 8 lanes take the place of one of 16). 32@112 waits for memory: 72 either way.
+With AVX2, weights and masks that LLVM spills and those that are read at every use: 512@14 40 to 33,
+960@7 37 to 30, 5x5 480@14 80 to 76.
 """
 
 import itertools
@@ -51,6 +55,7 @@ from sparsegraph.formats import QUAD
 
 MOST_TAPS = 49  # written out once with masks and once without
 LEAD = 16  # values before a plane that may be read
+_OTHERS = 3  # registers for the bias and for what an epilogue holds
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class MaskedDepthwise:
         operands: per operand `same` (feature-major like y) or `feature` (one value per channel).
         expand: vectors in a tile of z and the expression that makes x of a sum; None: x is read.
         coded: weights are stored without their zeros.
+        spread: weights that registers have no room for are read as vectors, from scratch.
     """
 
     window: Window
@@ -105,6 +111,7 @@ class MaskedDepthwise:
     operands: tuple[str, ...] = ()
     expand: "Expand | None" = None
     coded: bool = False
+    spread: bool = False
 
     def __post_init__(self) -> None:
         assert self.window.stride[1] in (1, 2)
@@ -114,7 +121,7 @@ class MaskedDepthwise:
     @property
     def name(self) -> str:
         parts = [f"depthwise_f32_{self.window.name}", self.border.name]
-        parts += ["direct" * self.direct, "coded" * self.coded]
+        parts += ["direct" * self.direct, "coded" * self.coded, "spread" * self.spread]
         if self.epilogue is not None:
             parts.append(expression.label(self.epilogue))
         parts.append("".join(k[0] for k in self.operands))
@@ -140,15 +147,15 @@ class MaskedDepthwise:
         return emit.signature(text + operand_params(self.operands))
 
     @property
-    def laid_out(self) -> int:
-        """Values of scratch for the weights of a channel, whole vectors."""
-        lanes = self.window.lanes
-        return self.coded * -(-math.prod(self.window.kernel) // lanes) * lanes
+    def laid_out(self) -> tuple[int, int]:
+        """Values of scratch for the weights of a channel: one by one, and as vectors."""
+        lanes, n = self.window.lanes, math.prod(self.window.kernel)
+        return self.coded * -(-n // lanes) * lanes, self.spread * n * lanes
 
     def scratch_bytes(self, width: int, out: tuple[int, int], block: int, z_points: int) -> int:
         """Scratch of one thread; `z_points`: those of all tiles of z, 0 without `expand`."""
         lanes = self.window.lanes
-        n = sum(self.border.masked) * -(-out[1] // lanes) * lanes + self.laid_out
+        n = sum(self.border.masked) * -(-out[1] // lanes) * lanes + sum(self.laid_out)
         if not self.direct:
             n += out[0] * out[1] + block + 4 * lanes
         if self.expand:
@@ -192,6 +199,9 @@ class _Emitter:
         is_picked = spec.window.stride[1] == 2
         self.order = [e // 2 for e in self.even] if is_picked else list(range(lanes))
         self.taps = [kx for kx, is_masked in enumerate(spec.border.masked) if is_masked]
+        n_taps, free = math.prod(spec.window.kernel), _free_registers(spec.window, target)
+        self.n_kept = min(n_taps, free)
+        self.keeps_masks = self.lanes == 1 or n_taps + len(self.taps) <= free
 
     # ------------------------------------------------------------ loops
 
@@ -203,7 +213,9 @@ class _Emitter:
         self.tiles = bind(emit.divide(self.points + a["block"] - 1, a["block"]))
         self.fill_masks()
         self.laid_out = bind(self.n_columns * (len(self.taps) * lanes))
-        self.flat: Expr = bind(self.laid_out + self.spec.laid_out)
+        self.still = bind(emit.minimum(a["width"], const(0, "int32")))
+        self.vectors_at = bind(self.laid_out + self.spec.laid_out[0])
+        self.flat: Expr = bind(self.vectors_at + self.spec.laid_out[1])
         if self.spec.expand:
             self.open_map()
         with loop(a["begin"], a["end"]) as item:
@@ -234,11 +246,11 @@ class _Emitter:
                 if self.taps:
                     with emit.choose(self.columns_inside(ox)) as (then, otherwise):
                         with then:
-                            self.down(first, begin, oy, rows, {})
+                            self.down(first, begin, oy, rows, None)
                         with otherwise:
-                            self.down(first, begin, oy, rows, self.masks(v))
+                            self.down(first, begin, oy, rows, bind(v * (len(self.taps) * lanes)))
                 else:
-                    self.down(first, begin, oy, rows, {})
+                    self.down(first, begin, oy, rows, None)
         self.end_plane(image, channel, y)
 
     def prepare(self, channel: Expr) -> None:
@@ -247,9 +259,13 @@ class _Emitter:
         n_taps = math.prod(self.window.kernel)
         if self.spec.coded:
             self.lay_out(channel)
-            self.weights = self.spread(a["scratch"], self.laid_out, n_taps)
-        else:
-            self.weights = self.spread(a["weights"], bind(channel * n_taps), n_taps)
+        self.source = a["scratch" if self.spec.coded else "weights"]
+        self.first = self.laid_out if self.spec.coded else bind(channel * n_taps)
+        self.weights = self.spread(self.source, self.first, self.n_kept)
+        if self.spec.spread:
+            for tap in range(n_taps):
+                value = splat(load(self.source, self.first + tap), lanes)
+                store(a["scratch"], value, self.vectors_at + tap * lanes, lanes)
         self.bias = bind(splat(load(a["bias"], channel), lanes))
         kinds = enumerate(self.spec.operands)
         names = [f"o{i}" if kind == "feature" else None for i, kind in kinds]
@@ -258,7 +274,7 @@ class _Emitter:
     def lay_out(self, channel: Expr) -> None:
         """All weights of a channel in scratch, zeros too."""
         a = self.a
-        self.zeros(self.laid_out, const(self.spec.laid_out, "int32"))
+        self.zeros(self.laid_out, const(self.spec.laid_out[0], "int32"))
         with loop(load(a["firsts"], channel), load(a["firsts"], channel + 1)) as n:
             tap = T.cast(load(a["taps"], n), "int32")
             store(a["scratch"], load(a["weights"], n), self.laid_out + tap)
@@ -342,20 +358,17 @@ class _Emitter:
                 mask = bits(emit.select(at >= zero, mask, zero), "float32")
                 store(self.a["scratch"], mask, (v * len(self.taps) + i) * lanes, lanes)
 
-    def masks(self, v: Expr) -> dict[int, Expr]:
-        """Masked tap -> bits, for vector v of a row."""
-        n, lanes = len(self.taps), self.lanes
-        loads = [load(self.a["scratch"], (v * n + i) * lanes, lanes) for i in range(n)]
-        return {kx: bind(bits(x, "int32")) for kx, x in zip(self.taps, loads)}
+    def down(self, at: Expr, to: Expr, oy: Expr, rows: Expr, masks: Expr | None) -> None:
+        """One vector of each of `rows` rows of the result.
 
-    def down(self, at: Expr, to: Expr, oy: Expr, rows: Expr, masks: dict[int, Expr]) -> None:
-        """One vector of each of `rows` rows of the result; without masks no column is outside.
+        `masks` is where its masks lie, None if no column is outside.
 
         From the top down: every row of the map is read once and adds to the sums of all rows of the
         result that it touches; the topmost sum is then complete.
         """
         w, border = self.window, self.spec.border
         reach, step = (w.kernel[0] - 1) * w.dilation[0], w.stride[0]
+        memory = _Memory(self, masks)
         sums = [Cell("float32", self.lanes) for _ in range(reach // step + 1)]
         for cell in sums:
             cell.set(self.bias)
@@ -371,43 +384,42 @@ class _Emitter:
             uses = [(i, ky) for ky, (i, rest) in enumerate(pairs) if i >= 0 and not rest]
             if uses:
                 with self.if_inside(number, above, below):
-                    self.add_row(place.get(), uses, sums, masks)
+                    self.add_row(place.get(), uses, sums, memory)
             place.set(place.get() + width)
 
-        def windows(first: Expr | int, stop: Expr, below: bool) -> None:
-            with loop(first, stop) as r:
-                iy = bind((oy + r) * step + (lead - border.pads[0]))
-                for t in range(step):
-                    add(lead + t, iy + t, t < border.pads[0] - lead, below)
-                self.put(self.in_order(sums[0].get()), result.get())
-                result.set(result.get() + out_width)
-                for cell, following in itertools.pairwise(sums):
-                    cell.set(following.get())
-                sums[-1].set(self.bias)
+        def window(r: Expr, outside: int) -> None:
+            """Row r of the result; the last `outside` rows of its window lie below the map."""
+            iy = bind((oy + r) * step + (lead - border.pads[0]))
+            for t in range(step):
+                if not outside or lead + t <= reach - outside:
+                    add(lead + t, iy + t, t < border.pads[0] - lead, below=False)
+            self.put(self.in_order(sums[0].get()), result.get())
+            result.set(result.get() + out_width)
+            for cell, following in itertools.pairwise(sums):
+                cell.set(following.get())
+            sums[-1].set(self.bias)
+            memory.turn()
 
         iy = bind(oy * step - border.pads[0])
         for j in range(lead):
             add(j, iy + j, j < border.pads[0], border.below > reach - j)
-        if self.spec.expand or not border.below:
-            windows(0, rows, below=False)
-            return
-        whole = self.a["height"] - 1 + border.pads[0] - reach + step
-        whole = emit.divide(emit.maximum(whole, const(0, "int32")), step)
-        whole = bind(emit.minimum(emit.maximum(whole - oy, const(0, "int32")), rows))
-        windows(0, whole, below=False)
-        windows(whole, rows, below=True)
+        n_last = 0 if self.spec.expand else -(-border.below // step)
+        last = bind(self.a["out_height"] - (oy + n_last))  # row whose window reaches below the map
+        whole = bind(emit.minimum(emit.maximum(last, const(0, "int32")), rows))
+        with loop(0, whole) as r:
+            window(r, 0)
+        for i in range(n_last):
+            with when(T.And(last + i >= 0, last + i < rows)):
+                window(bind(last + i), border.below - (n_last - 1 - i) * step)
 
     def add_row(
-        self, row: Expr, uses: Sequence[tuple[int, int]], sums: Sequence[Cell],
-        masks: dict[int, Expr],
-    ) -> None:  # fmt: skip
+        self, row: Expr, uses: Sequence[tuple[int, int]], sums: Sequence[Cell], memory: "_Memory"
+    ) -> None:
         """Add what the row of the map at `row` gives: `uses` holds (sum, kernel row)."""
         for kx, x in self.row_taps(row):
-            if kx in masks:
-                x = bits(bits(x, "int32") & masks[kx], "float32")
-            x = bind(x)
+            x = bind(memory.inside(kx, x))
             for i, ky in uses:
-                weight = self.weights[ky * self.window.kernel[1] + kx]
+                weight = memory.weight(ky * self.window.kernel[1] + kx)
                 sums[i].set(sums[i].get() + weight * x)
 
     def if_inside(self, row: Expr, above: bool, below: bool) -> Any:
@@ -486,6 +498,75 @@ class _Emitter:
         return expression.emit(self.spec.epilogue, [bind(values[0]), *values[1:]], self.lanes)
 
 
+def _free_registers(window: Window, target: Target) -> int:
+    """Weights that registers have room for, beside sums, what is read, bias and epilogue."""
+    if window.lanes == 1 or target.joined > 1:  # factors have registers of their own, or many
+        return MOST_TAPS
+    n_sums = (window.kernel[0] - 1) * window.dilation[0] // window.stride[0] + 1
+    n_used = n_sums + window.stride[1] + target.product_registers + _OTHERS
+    n = max(0, target.n_registers - n_used)
+    return n * QUAD if target.arch == "aarch64" and window.lanes == QUAD else n
+
+
+def is_spread(window: Window, target: Target) -> bool:
+    """True if weights are read as vectors: SSE takes two instructions to spread one.
+
+    With AVX2 laying them out costs small maps what it saves large ones (960@7 +6 %, 256@28 -2 %).
+    """
+    return window.lanes > 1 and target.scalar_factors and target.joined == 1
+
+
+class _Memory:
+    """Weights and masks while the windows of one vector of columns are computed.
+
+    Those that registers have no room for are read at every use. LLVM would move such loads out of
+    the loop, and keep the values on the stack; so they are read from an address that goes on by
+    `still` with every row of the result, and that this is 0 only we know.
+    """
+
+    def __init__(self, emitter: _Emitter, masks: Expr | None) -> None:
+        self.e, self.masks = emitter, masks
+        self.kept: dict[int, Expr] = {}
+        self.turned: Cell | None = None
+        self.n_kept = emitter.n_kept
+        if masks is not None:
+            if emitter.keeps_masks:
+                self.kept = {kx: bind(self.mask(kx)) for kx in emitter.taps}
+            else:  # LLVM keeps them for a row
+                self.n_kept = max(0, self.n_kept - len(emitter.taps))
+        if self.n_kept < math.prod(emitter.window.kernel):
+            self.turned = Cell(emitter.index)
+            self.turned.set(const(0, emitter.index))
+
+    def turn(self) -> None:
+        """After a row of the result."""
+        if self.turned:
+            self.turned.set(self.turned.get() + self.e.wide(self.e.still))
+
+    def at(self, place: Expr) -> Expr:
+        return self.e.wide(place) + self.turned.get() if self.turned else place
+
+    def weight(self, tap: int) -> Expr:
+        e = self.e
+        if tap < self.n_kept:
+            return e.weights[tap]
+        if e.spec.spread:
+            return load(e.a["scratch"], self.at(e.vectors_at) + tap * e.lanes, e.lanes)
+        return bind(splat(load(e.source, self.at(e.first) + tap), e.lanes))
+
+    def mask(self, kx: int) -> Expr:
+        e = self.e
+        place = self.at(self.masks) + e.taps.index(kx) * e.lanes
+        return bits(load(e.a["scratch"], place, e.lanes), "int32")
+
+    def inside(self, kx: int, x: Expr) -> Expr:
+        """The vector of tap kx, cleared where its lanes lie outside."""
+        if self.masks is None or kx not in self.e.taps:
+            return x
+        mask = self.kept[kx] if self.kept else self.mask(kx)
+        return bits(bits(x, "int32") & mask, "float32")
+
+
 def kernels(lanes: int) -> list[MaskedDepthwise]:
     """Representative variants for vectors of `lanes` values, without an expanding product."""
     relu = ("Relu", ("arg", 0))
@@ -493,16 +574,17 @@ def kernels(lanes: int) -> list[MaskedDepthwise]:
     one, two = (1, 1), (2, 2)
     three = Window((3, 3), one, one, 1, lanes)
     strided = Window((3, 3), two, one, 1, lanes)
+    five = Window((5, 5), two, one, 1, lanes)
     both = (True, False, True)
     return [
         MaskedDepthwise(three, Border(one, 1, both), True, relu),
         MaskedDepthwise(three, Border(one, 1, both), True, relu, coded=True),
+        MaskedDepthwise(three, Border(one, 1, both), True, relu, coded=True, spread=True),
         MaskedDepthwise(three, Border(one, 1, both), False, residual, ("same", "feature")),
         MaskedDepthwise(strided, Border(one, 0, (True, False, False)), True),
         MaskedDepthwise(strided, Border(one, 1, both), False, relu),
-        MaskedDepthwise(
-            Window((5, 5), two, one, 1, lanes), Border(two, 2, (True, True, False, True, True))
-        ),
+        MaskedDepthwise(five, Border(two, 2, (True, True, False, True, True))),
+        MaskedDepthwise(five, Border(two, 2, (True, True, False, True, True)), spread=True),
         MaskedDepthwise(Window((3, 3), (1, 2), two, 1, lanes), Border((0, 0), 0, (False,) * 3)),
         MaskedDepthwise(
             Window((2, 5), (3, 1), (1, 3), 1, lanes),

@@ -19,7 +19,6 @@ from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat,
 from sparsegraph.targets.kernels import expression
 from sparsegraph.targets.kernels.convert import zero_after
 
-_UNROLLED = 49  # taps of the largest window that is written out; larger ones are loops
 _SIZES = ["height", "width", "pad_top", "pad_left", "out_height", "out_width"]
 PARAMS = (
     "y:float32* y_image:int32 y_tile:int32 y_row:int32 x:float32* x_image:int32 x_row:int32 "
@@ -68,10 +67,6 @@ class Window:
     def name(self) -> str:
         pairs = zip("ksd", (self.kernel, self.stride, self.dilation))
         return "_".join(f"{k}{a}x{b}" for k, (a, b) in pairs) + f"_r{self.rows}_l{self.lanes}"
-
-    @property
-    def is_unrolled(self) -> bool:
-        return self.kernel[0] * self.kernel[1] <= _UNROLLED
 
     def frame(self, a: Any, largest: Any = max, divide: Any = operator.floordiv) -> "Frame":
         """Extents of frame and flat plane; `a` maps size names to numbers or expressions."""
@@ -324,15 +319,6 @@ class Sweep:
             place = place + (column - _quotient(column, step) * step) * self.frame.phase
         return load(self.a["scratch"], place, self.lanes)
 
-    def input_rows(self) -> dict[int, list[tuple[int, int]]]:
-        """Frame row -> (output row, kernel row) pairs that read it."""
-        w = self.window
-        uses: dict[int, list[tuple[int, int]]] = {}
-        for r in range(w.rows):
-            for k in range(w.kernel[0]):
-                uses.setdefault(r * w.stride[0] + k * w.dilation[0], []).append((r, k))
-        return dict(sorted(uses.items()))
-
     def cells(self, start: Expr) -> list[Cell]:
         """An accumulator for each of `rows` output rows."""
         out = [Cell("float32", self.lanes) for _ in range(self.window.rows)]
@@ -341,7 +327,7 @@ class Sweep:
         return out
 
     def each_tap(self, at: Expr, visit: Callable[[Expr, int, Expr], None]) -> None:
-        """Loop over the taps of a large window: visit(tap number, output row, vector)."""
+        """Loop over the taps: visit(tap number, output row, vector)."""
         w = self.window
         with loop(0, w.kernel[0]) as ky, loop(0, w.kernel[1]) as kx:
             number = bind(ky * w.kernel[1] + kx)

@@ -1,5 +1,7 @@
 """Depthwise convolution without a padded copy against float64: odd sizes, pads, products."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sparsegraph.targets import emit, host
@@ -52,7 +54,7 @@ class Case:
 
     def __init__(
         self, case, direct: bool, epilogue=None, operands=(), expand=None, multiplier: int = 1,
-        kept: float | None = None,
+        kept: float | None = None, spread: bool = False,
     ):  # fmt: skip
         kernel, stride, dilation, rows, size, pads = case
         rng = np.random.default_rng(size[0] * size[1])
@@ -73,7 +75,7 @@ class Case:
         self.layout = layout(images, outputs, out[0] * out[1], 1, MACHINE)
         edges = border(window, size, pads[:2], out)
         self.spec = MaskedDepthwise(
-            window, edges, direct, epilogue, operands, self.expand, kept is not None
+            window, edges, direct, epilogue, operands, self.expand, kept is not None, spread
         )
         self.y = host.aligned(np.full(self.layout.size + 16, np.nan, "f4"))
         values, extra = [], []
@@ -156,6 +158,8 @@ def _cases() -> list[Case]:
     found += [Case(c, i % 2 == 0, kept=(0.0, 0.1, 0.5, 1.0)[i % 4]) for i, c in enumerate(CASES)]
     found.append(Case(CASES[0], True, RELU, (), (0.5, blocked, RELU), kept=0.2))
     found.append(Case(CASES[0], False, multiplier=3, kept=0.2))
+    found += [Case(c, i % 2 == 0, spread=True) for i, c in enumerate(CASES)]
+    found.append(Case(CASES[0], True, RELU, (), (0.5, blocked, RELU), kept=0.2, spread=True))
     return [c for c in found if c.fits]
 
 
@@ -175,6 +179,15 @@ def test_against_float64(cases: list[Case], library: host.Library) -> None:
     assert sum(c.spec.coded for c in cases) >= 12
     for case in cases:
         case.check(library)
+
+
+@pytest.mark.parametrize("n", [8, 14])
+def test_weights_and_masks_that_registers_have_no_room_for(cases: list[Case], n: int) -> None:
+    """With 8 registers windows of 3x3 read most weights at every use, with 14 those of 5x5."""
+    few = host.Library([c.spec for c in cases], dataclasses.replace(MACHINE, n_registers=n))
+    for case in cases:
+        case.y[:] = np.nan
+        case.check(few)
 
 
 def test_what_masks_hide_has_no_influence(library: host.Library) -> None:
