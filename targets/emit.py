@@ -241,6 +241,12 @@ def minimum(a: Expr, b: Expr) -> Expr:
     return tirx.Min(a, b)
 
 
+def hidden_zero(size: Expr) -> Expr:
+    """0, from a size that is positive: for all that LLVM knows any number from 0 on."""
+    zero = const(0, "int32")
+    return bind(maximum(zero - size, zero))
+
+
 def maximum(a: Expr, b: Expr) -> Expr:
     """The larger of two scalars or of two vectors, lane by lane."""
     return tirx.Max(a, b)

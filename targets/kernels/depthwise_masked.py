@@ -213,7 +213,7 @@ class _Emitter:
         self.tiles = bind(emit.divide(self.points + a["block"] - 1, a["block"]))
         self.fill_masks()
         self.laid_out = bind(self.n_columns * (len(self.taps) * lanes))
-        self.still = bind(emit.minimum(a["width"], const(0, "int32")))
+        self.still = emit.hidden_zero(a["width"])
         self.vectors_at = bind(self.laid_out + self.spec.laid_out[0])
         self.flat: Expr = bind(self.vectors_at + self.spec.laid_out[1])
         if self.spec.expand:

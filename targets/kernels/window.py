@@ -327,9 +327,12 @@ class Sweep:
         return out
 
     def each_tap(self, at: Expr, visit: Callable[[Expr, int, Expr], None]) -> None:
-        """Loop over the taps: visit(tap number, output row, vector)."""
-        w = self.window
-        with loop(0, w.kernel[0]) as ky, loop(0, w.kernel[1]) as kx:
+        """Loop over the taps: visit(tap number, output row, vector).
+
+        LLVM would write out small windows, and spill weights or, on 32-bit Arm, addresses.
+        """
+        w, none = self.window, emit.hidden_zero(self.a["width"])
+        with loop(0, none + w.kernel[0]) as ky, loop(0, none + w.kernel[1]) as kx:
             number = bind(ky * w.kernel[1] + kx)
             for r in range(w.rows):
                 row = ky * w.dilation[0] + r * w.stride[0]
