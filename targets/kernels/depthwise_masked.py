@@ -193,15 +193,15 @@ class _Emitter:
         self.spec, self.a, self.window, self.lanes = spec, args, spec.window, spec.window.lanes
         lanes = self.lanes
         self.even = list(range(0, 2 * lanes, 2))
-        if spec.window.stride[1] == 2 and lanes > 4:
+        is_picked = spec.window.stride[1] == 2
+        # as one vector, which RVV narrows to every second value: 31 instructions a row, not 85
+        self.loads_pairs = is_picked and target.joined > 1
+        if is_picked and lanes > 4 and not self.loads_pairs:
             self.even = [s + q + i for q in range(0, lanes, 4) for s in (0, lanes) for i in (0, 2)]
         # lane i of a vector of taps belongs to point order[i] of the result
-        is_picked = spec.window.stride[1] == 2
         self.order = [e // 2 for e in self.even] if is_picked else list(range(lanes))
         self.taps = [kx for kx, is_masked in enumerate(spec.border.masked) if is_masked]
-        n_taps, free = math.prod(spec.window.kernel), _free_registers(spec.window, target)
-        self.n_kept = min(n_taps, free)
-        self.keeps_masks = self.lanes == 1 or n_taps + len(self.taps) <= free
+        self.room = _Room.of(spec.window, len(self.taps), target)
 
     # ------------------------------------------------------------ loops
 
@@ -261,7 +261,7 @@ class _Emitter:
             self.lay_out(channel)
         self.source = a["scratch" if self.spec.coded else "weights"]
         self.first = self.laid_out if self.spec.coded else bind(channel * n_taps)
-        self.weights = self.spread(self.source, self.first, self.n_kept)
+        self.weights = self.spread(self.source, self.first, self.room.weights)
         if self.spec.spread:
             for tap in range(n_taps):
                 value = splat(load(self.source, self.first + tap), lanes)
@@ -441,7 +441,9 @@ class _Emitter:
             elif d - 1 in pairs:
                 yield kx, emit.shuffle(pairs[d - 1], [i + 1 for i in self.even])
             else:
-                pairs[d] = [bind(load(x, row + d + i * lanes, lanes)) for i in (0, 1)]
+                n = 1 if self.loads_pairs else 2
+                size = 2 * lanes // n
+                pairs[d] = [bind(load(x, row + d + i * size, size)) for i in range(n)]
                 yield kx, emit.shuffle(pairs[d], self.even)
 
     def in_order(self, value: Expr) -> Expr:
@@ -498,14 +500,36 @@ class _Emitter:
         return expression.emit(self.spec.epilogue, [bind(values[0]), *values[1:]], self.lanes)
 
 
-def _free_registers(window: Window, target: Target) -> int:
-    """Weights that registers have room for, beside sums, what is read, bias and epilogue."""
-    if window.lanes == 1 or target.joined > 1:  # factors have registers of their own, or many
-        return MOST_TAPS
-    n_sums = (window.kernel[0] - 1) * window.dilation[0] // window.stride[0] + 1
-    n_used = n_sums + window.stride[1] + target.product_registers + _OTHERS
-    n = max(0, target.n_registers - n_used)
-    return n * QUAD if target.arch == "aarch64" and window.lanes == QUAD else n
+@dataclass(frozen=True)
+class _Room:
+    """What registers have room for, beside sums, what is read, bias and epilogue.
+
+    Attributes:
+        weights: of a window away from the borders.
+        weights_beside_masks: of one at a border.
+        masks: True if all masks.
+    """
+
+    weights: int
+    weights_beside_masks: int
+    masks: bool
+
+    @staticmethod
+    def of(window: Window, n_masks: int, target: Target) -> "_Room":
+        n_taps = math.prod(window.kernel)
+        n_sums = (window.kernel[0] - 1) * window.dilation[0] // window.stride[0] + 1
+        n_used = n_sums + window.stride[1] + target.product_registers + _OTHERS
+        n = max(0, target.n_registers - n_used)
+        if window.lanes == 1:
+            return _Room(n_taps, n_taps, True)
+        if target.joined > 1:  # factors have registers of their own, and masks take two
+            has_masks = 2 * n_masks <= n
+            return _Room(n_taps, n_taps if has_masks else n_taps - n_masks, has_masks)
+        if target.arch == "aarch64" and window.lanes == QUAD:
+            n *= QUAD
+        has_masks = n_taps + n_masks <= n
+        beside = n if has_masks else max(0, n - n_masks)  # LLVM keeps masks for a row
+        return _Room(min(n_taps, n), min(n_taps, beside), has_masks)
 
 
 def is_spread(window: Window, target: Target) -> bool:
@@ -528,13 +552,12 @@ class _Memory:
         self.e, self.masks = emitter, masks
         self.kept: dict[int, Expr] = {}
         self.turned: Cell | None = None
-        self.n_kept = emitter.n_kept
-        if masks is not None:
-            if emitter.keeps_masks:
-                self.kept = {kx: bind(self.mask(kx)) for kx in emitter.taps}
-            else:  # LLVM keeps them for a row
-                self.n_kept = max(0, self.n_kept - len(emitter.taps))
-        if self.n_kept < math.prod(emitter.window.kernel):
+        room = emitter.room
+        self.n_kept = room.weights if masks is None else room.weights_beside_masks
+        if masks is not None and room.masks:
+            self.kept = {kx: bind(self.mask(kx)) for kx in emitter.taps}
+        reads_masks = masks is not None and not room.masks
+        if reads_masks or self.n_kept < math.prod(emitter.window.kernel):
             self.turned = Cell(emitter.index)
             self.turned.set(const(0, emitter.index))
 
@@ -564,6 +587,9 @@ class _Memory:
         if self.masks is None or kx not in self.e.taps:
             return x
         mask = self.kept[kx] if self.kept else self.mask(kx)
+        if self.e.loads_pairs:  # LLVM does not see through `&`
+            zero = splat(const(0, "int32"), self.e.lanes)
+            return emit.select(mask < zero, x, splat(const(0.0), self.e.lanes))
         return bits(bits(x, "int32") & mask, "float32")
 
 

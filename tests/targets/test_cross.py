@@ -143,6 +143,64 @@ def test_tables_without_zeros(name: str, tmp_path: Path) -> None:
     assert case.error(compiled, *bundles.command(target, compiled.path)) == 0
 
 
+# kernel, stride, dilation, height, width, pads (top, left, bottom, right), zeros
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1), 14, 14, (1, 1, 1, 1), 0.0),
+    ((3, 3), (1, 1), (1, 1), 9, 41, (1, 1, 1, 1), 0.9),
+    ((3, 3), (2, 2), (1, 1), 28, 33, (1, 1, 1, 1), 0.0),
+    ((3, 3), (2, 2), (1, 1), 14, 70, (0, 0, 1, 1), 0.9),
+    ((5, 5), (2, 2), (1, 1), 15, 50, (2, 2, 2, 2), 0.0),
+    ((5, 5), (1, 1), (1, 1), 7, 7, (2, 2, 2, 2), 0.9),
+    ((7, 3), (1, 2), (2, 1), 20, 35, (6, 1, 3, 2), 0.0),
+    ((4, 5), (3, 4), (1, 2), 22, 60, (1, 3, 2, 0), 0.0),
+]
+
+
+class DepthwiseWindows(bundles.Case):
+    """Depthwise convolutions of six channels, one beside the other."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        nodes, weights, inputs, outputs, self.feeds = [], [], [], [], {}
+        for i, (kernel, strides, dilations, *size, pads, zeros) in enumerate(WINDOWS):
+            weight = rng.standard_normal((6, 1, *kernel)).astype(np.float32)
+            weight[rng.random(weight.shape) < zeros] = 0
+            bias = rng.standard_normal(6).astype(np.float32)
+            weights += [
+                numpy_helper.from_array(a, f"{n}{i}") for n, a in (("w", weight), ("b", bias))
+            ]
+            names = [f"{n}{i}" for n in "xwb"]
+            window = {"strides": strides, "dilations": dilations, "pads": pads}
+            nodes += [
+                helper.make_node("Conv", names, [f"c{i}"], group=6, **window),
+                helper.make_node("Relu", [f"c{i}"], [f"y{i}"]),
+            ]
+            inputs.append(helper.make_tensor_value_info(f"x{i}", 1, [1, 6, *size]))
+            outputs.append(helper.make_tensor_value_info(f"y{i}", 1, None))
+            self.feeds[f"x{i}"] = rng.standard_normal((1, 6, *size)).astype(np.float32)
+        graph = helper.make_graph(nodes, "windows", inputs, outputs, weights)
+        version = [helper.make_opsetid("", 17)]
+        proto = helper.make_model(graph, opset_imports=version, ir_version=9)
+        self.proto = onnx.shape_inference.infer_shapes(proto)
+        self.expected = verify.run_onnx(load(self.proto), self.feeds)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x86-64-v2", "x86-64-v3", "aarch64", "aarch64-sve256", "armv7", "riscv64", "riscv64-v128",
+     "riscv64-v256"],
+)  # fmt: skip
+def test_windows_of_depthwise_convolutions(name: str, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = DepthwiseWindows()
+    compiled = case.compile(target, tmp_path / "m.sg")
+    kernels = [s.kernel for s in compiled.manifest.segments[0].steps if "depthwise" in s.kernel]
+    assert len(kernels) == len(WINDOWS)
+    assert sum("coded" in k for k in kernels) == sum(w[-1] > 0.5 for w in WINDOWS)
+    assert case.error(compiled, *bundles.command(target, compiled.path)) <= 1e-6
+
+
 @pytest.mark.parametrize("name", ["armv7", "aarch64", "riscv64", "riscv64-v128", "x86-64-v2"])
 def test_wide_integers(name: str, tmp_path: Path) -> None:
     target = targets.get(name)
