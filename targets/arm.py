@@ -14,7 +14,6 @@ NEON = Target(
     features=("neon",),
     lanes=4,
     n_registers=16,
-    product_registers=3,
     l1_bytes=32 << 10,
     l2_bytes=256 << 10,
     linker=("arm-linux-gnueabihf-gcc",),
@@ -35,12 +34,7 @@ NEON = Target(
     ),
 )  # fmt: skip
 A7 = dataclasses.replace(
-    NEON,
-    name="cortex-a7",
-    cpu="cortex-a7",
-    features=("neon", "vfp4"),
-    l2_bytes=512 << 10,
-    product_registers=0,
+    NEON, name="cortex-a7", cpu="cortex-a7", features=("neon", "vfp4"), l2_bytes=512 << 10
 )
 
 TARGETS = [A7, NEON]

@@ -73,7 +73,6 @@ class Target:
         features: CPU features that generated code may use, in LLVM's words.
         lanes: float32 values in one vector; 1 for a machine without vectors.
         n_registers: vectors that the registers hold (for lanes = 1: floating-point registers).
-        product_registers: vectors that hold products not yet added, without fused multiply-adds.
         l1_bytes: level 1 data cache of one core.
         l2_bytes: level 2 cache of one core.
         linker: candidate C compiler drivers that link for this machine, best first; for a module
@@ -129,7 +128,6 @@ class Target:
     scalar_factors: bool = False
     index_unit: int = 2
     row_vectors: int = 0
-    product_registers: int = 0
     segment: int = 4
     joined: int = 1
     dense_blocks: Blocks = ()

@@ -36,7 +36,6 @@ V2 = Target(
     features=("cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2"),
     lanes=4,
     n_registers=16,
-    product_registers=3,
     l1_bytes=32 << 10,
     l2_bytes=256 << 10,
     linker=("x86_64-linux-gnu-gcc", "cc", "gcc"),
