@@ -144,6 +144,12 @@ def prefetch(buffer: Expr, index: Expr, *, is_written: bool = True) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), *intent))
 
 
+def pair(buffer: Expr, at: Expr, lanes: int, *, is_joined: bool) -> list[Expr]:
+    """2 * lanes values to `shuffle`: two vectors, or one that RVV narrows to every second value."""
+    size = 2 * lanes if is_joined else lanes
+    return [bind(load(buffer, at + i, size)) for i in range(0, 2 * lanes, size)]
+
+
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """Vector of the named lanes of the concatenated `vectors`; a scalar for one lane."""
     if len(lanes) == 1 and all("x" not in str(v.ty) for v in vectors):

@@ -194,9 +194,9 @@ class _Emitter:
         lanes = self.lanes
         self.even = list(range(0, 2 * lanes, 2))
         is_picked = spec.window.stride[1] == 2
-        # as one vector, which RVV narrows to every second value: 31 instructions a row, not 85
-        self.loads_pairs = is_picked and target.joined > 1
-        if is_picked and lanes > 4 and not self.loads_pairs:
+        # RVV: 31 instructions a row, not 85
+        self.joins_pairs = is_picked and target.joined > 1
+        if is_picked and lanes > 4 and not self.joins_pairs:
             self.even = [s + q + i for q in range(0, lanes, 4) for s in (0, lanes) for i in (0, 2)]
         # lane i of a vector of taps belongs to point order[i] of the result
         self.order = [e // 2 for e in self.even] if is_picked else list(range(lanes))
@@ -443,9 +443,7 @@ class _Emitter:
             elif d - 1 in pairs:
                 yield kx, emit.shuffle(pairs[d - 1], [i + 1 for i in self.even])
             else:
-                n = 1 if self.loads_pairs else 2
-                size = 2 * lanes // n
-                pairs[d] = [bind(load(x, row + d + i * size, size)) for i in range(n)]
+                pairs[d] = emit.pair(x, row + d, lanes, is_joined=self.joins_pairs)
                 yield kx, emit.shuffle(pairs[d], self.even)
 
     def in_order(self, value: Expr) -> Expr:
@@ -528,7 +526,7 @@ class _Room:
             n = 0 if _reads_quads(window, target) else n_taps
             return _Room(n, n, True)
         if target.joined > 1:  # factors have registers of their own
-            has_masks = n_masks <= n
+            has_masks = n_masks * window.stride[1] <= n
             return _Room(n_taps, n_taps if has_masks else n_taps - n_masks, has_masks)
         if target.arch == "aarch64" and window.lanes == QUAD:
             n *= QUAD
@@ -609,7 +607,7 @@ class _Memory:
         if self.masks is None or kx not in self.e.taps:
             return x
         mask = self.kept[kx] if self.kept else self.mask(kx)
-        if self.e.loads_pairs:  # LLVM does not see through `&`
+        if self.e.joins_pairs:  # LLVM does not see through `&`
             zero = splat(const(0, "int32"), self.e.lanes)
             return emit.select(mask < zero, x, splat(const(0.0), self.e.lanes))
         return bits(bits(x, "int32") & mask, "float32")

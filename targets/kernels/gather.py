@@ -49,15 +49,16 @@ class Gather:
         vectors, lanes: size of a panel row without its spare vector.
         by_vector: parted rows are filled a vector of all channels after the other.
         segment: most vectors of a segment (`Target.segment`).
+        joins_pairs: every second point is picked of one vector of twice the lanes (`emit.pair`).
     """
 
     def __init__(
         self, a: Mapping[str, Expr], step: int, vectors: int, lanes: int, *,
-        by_vector: bool = False, segment: int = 4,
+        by_vector: bool = False, segment: int = 4, joins_pairs: bool = False,
     ) -> None:  # fmt: skip
         self.a, self.step, self.vectors, self.lanes = a, step, vectors, lanes
         self.by_vector = by_vector
-        self.segment = segment
+        self.segment, self.joins_pairs = segment, joins_pairs
 
     def fill(self, image: Expr, tile: Expr, start: Expr, width: Expr) -> None:
         """Columns [start, start + width) of a tile; whole channels, taps outermost."""
@@ -190,7 +191,7 @@ class Gather:
         if step == 1 or lanes == 1:
             return load(x, begin + v * lanes * step, lanes)
         if step == 2:
-            halves = [load(x, begin + (2 * v + i) * lanes, lanes) for i in (0, 1)]
-            return emit.shuffle([bind(h) for h in halves], range(0, 2 * lanes, 2))
+            pair = emit.pair(x, begin + 2 * v * lanes, lanes, is_joined=self.joins_pairs)
+            return emit.shuffle(pair, range(0, 2 * lanes, 2))
         points = [bind(load(x, begin + (v * lanes + i) * step)) for i in range(lanes)]
         return emit.shuffle(points, range(lanes))

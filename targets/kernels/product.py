@@ -174,6 +174,7 @@ class _Emitter:
         self.scalar_factors = target.scalar_factors
         self.spares = target.narrow_index  # instructions
         self.segment = target.segment
+        self.joins_pairs = target.joined > 1
         self.is_short = target.n_registers <= 16
 
     def run(self) -> None:
@@ -208,7 +209,9 @@ class _Emitter:
             self.panel_base = bind(base)
         else:
             kind = (spec.gather, spec.block // spec.gather_lanes, spec.gather_lanes)
-            panel = gather.Gather(a, *kind, by_vector=self.spares, segment=self.segment)
+            panel = gather.Gather(
+                a, *kind, by_vector=self.spares, segment=self.segment, joins_pairs=self.joins_pairs
+            )
             panel.fill(self.image, self.tile, start, width)
             self.panel, self.panel_row = a["panel"], a["panel_row"]
             self.panel_base = const(0, "int32")

@@ -119,7 +119,7 @@ def test_four_rows_alike_share_every_activation_load(name: str, vectors: int) ->
 # are a loop; on Arm most are addresses. With SSE fewer would cost more than they save
 FROM_STACK = {
     "aarch64": (0, 0, 0, 0), "aarch64-sve256": (0, 0, 0, 0), "riscv64": (0, 0, 0, 0),
-    "riscv64-v128": (0, 11, 0, 0), "riscv64-v256": (0, 11, 0, 0), "x86-64-v4": (0, 0, 0, 0),
+    "riscv64-v128": (0, 1, 0, 0), "riscv64-v256": (0, 1, 0, 0), "x86-64-v4": (0, 0, 0, 0),
     "x86-64-v3": (0, 0, 1, 0), "x86-64-v2": (1, 3, 0, 0), "armv7": (6, 17, 0, 0),
     "cortex-m55": (9, 8, 2, 2),
 }  # fmt: skip
