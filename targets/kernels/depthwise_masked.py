@@ -201,7 +201,6 @@ class _Emitter:
         # lane i of a vector of taps belongs to point order[i] of the result
         self.order = [e // 2 for e in self.even] if is_picked else list(range(lanes))
         self.taps = [kx for kx, is_masked in enumerate(spec.border.masked) if is_masked]
-        self.reads_quads = _reads_quads(spec.window, target)
         self.room = _Room.of(spec.window, len(self.taps), target)
 
     # ------------------------------------------------------------ loops
@@ -285,7 +284,7 @@ class _Emitter:
         lanes = self.lanes
         if lanes != QUAD or n < QUAD or self.scalar_factors:
             return [bind(splat(load(weights, first + i), lanes)) for i in range(n)]
-        starts = [min(i - i % QUAD, n - QUAD) for i in range(n)]
+        starts = [_quad(i, n) for i in range(n)]
         quads = {start: bind(load(weights, first + start, QUAD)) for start in sorted(set(starts))}
         return [emit.shuffle([quads[at]], [i - at] * QUAD) for i, at in enumerate(starts)]
 
@@ -508,11 +507,15 @@ class _Room:
         weights: of a window away from the borders.
         weights_beside_masks: of one at a border.
         masks: True if all masks.
+        quads: no weight; they are read four at a time, for instructions that name a lane. Elsewhere
+            LLVM finds that out by itself. On ARMv7 5x5 takes 8 to 24 % fewer instructions than with
+            weights on the stack, 3x3 5 % fewer, but with stride 2 4 % more.
     """
 
     weights: int
     weights_beside_masks: int
     masks: bool
+    quads: bool = False
 
     @staticmethod
     def of(window: Window, n_masks: int, target: Target) -> "_Room":
@@ -523,8 +526,10 @@ class _Room:
         if window.lanes == 1:
             return _Room(n_taps, n_taps, True)
         if target.arch == "armv7l":
-            n = 0 if _reads_quads(window, target) else n_taps
-            return _Room(n, n, True)
+            is_small = n_taps < QUAD or (n_taps <= 9 and window.stride[1] == 2)
+            if window.lanes == QUAD and not is_small:
+                return _Room(0, 0, True, quads=True)
+            return _Room(n_taps, n_taps, True)
         if target.joined > 1:  # factors have registers of their own
             has_masks = n_masks * window.stride[1] <= n
             return _Room(n_taps, n_taps if has_masks else n_taps - n_masks, has_masks)
@@ -535,15 +540,9 @@ class _Room:
         return _Room(min(n_taps, n), min(n_taps, beside), has_masks)
 
 
-def _reads_quads(window: Window, target: Target) -> bool:
-    """True if weights are read four at a time in every row, and instructions name a lane.
-
-    Elsewhere LLVM finds that out by itself. 5x5 takes 8 to 24 % fewer instructions than with
-    weights on the stack, 3x3 5 % fewer, but with stride 2 4 % more.
-    """
-    n_taps = math.prod(window.kernel)
-    is_small = n_taps < QUAD or (n_taps <= 9 and window.stride[1] == 2)
-    return target.arch == "armv7l" and window.lanes == QUAD and not is_small
+def _quad(i: int, n: int) -> int:
+    """First of four neighbours among n weights, weight i one of them."""
+    return min(i - i % QUAD, n - QUAD)
 
 
 def is_spread(window: Window, target: Target) -> bool:
@@ -586,8 +585,8 @@ class _Memory:
     def weight(self, tap: int, quads: dict[int, Expr]) -> Expr:
         """A weight over all lanes; `quads`: those that this row of the map has read, by tap."""
         e = self.e
-        if e.reads_quads:
-            start = min(tap - tap % QUAD, math.prod(e.window.kernel) - QUAD)
+        if e.room.quads:
+            start = _quad(tap, math.prod(e.window.kernel))
             if start not in quads:
                 quads[start] = bind(load(e.source, self.at(e.first) + start, QUAD))
             return emit.shuffle([quads[start]], [tap - start] * QUAD)

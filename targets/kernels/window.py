@@ -1,4 +1,4 @@
-"""Sliding windows over planes: what depthwise convolution and pooling share.
+"""Windows of depthwise convolutions, and the loops of the kernel that copies planes into frames.
 
 One item is one output plane. Its input plane is copied into a padded frame in scratch, columns
 split by their remainder modulo the stride (phases), so that every tap of every stride is a run of
