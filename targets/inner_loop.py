@@ -108,7 +108,7 @@ _PTX = Syntax(
 )
 _NAME = re.compile(  # as `Product.name` writes it
     r"(?:spmm|gemm)_f32_(dense|coded)_r(\d+)_v([\dx]+)_l(\d+)(?:_gather(\d))?(?:_b(\d+))?"
-    r"((?:_near|_far|_narrow)*)(?:_unit(\d))?(?:_x(\d))?"
+    r"(?:_p(\d+(?:_\d+)?))?((?:_near|_far|_narrow)*)(?:_unit(\d))?(?:_x(\d))?"
 )
 SYNTAX = {
     "x86_64": _X86, "aarch64": _A64, "armv7l": _A32, "riscv64": _RISCV, "armv7e-m": _A32,
@@ -230,7 +230,7 @@ def kernel_of(name: str) -> Product | Direct | None:
     found = _NAME.match(name)
     if found is None:
         return direct.named(name)
-    weight, group, split, lanes, step, batch, tail, unit, joined = found.groups()
+    weight, group, split, lanes, step, batch, points, tail, unit, joined = found.groups()
     return Product(
         weight,
         int(group),
@@ -243,6 +243,7 @@ def kernel_of(name: str) -> Product | Direct | None:
         unit=int(unit or UNIT),
         narrow="_narrow" in tail,
         joined=int(joined or 1),
+        points=tuple(map(int, points.split("_"))) if points else (),
     )
 
 

@@ -89,6 +89,8 @@ class Target:
         c_flags: what the C compiler has to be told about the machine.
         tile_vectors: sizes of a tile of points in vectors, in order of preference.
         sparse_tiles: the same where most weights have few non-zeros; empty: no different.
+        short_vectors: shorter vectors take less time (Zen 4 computes 512 bits in halves), so that
+            products compute of the last tile of points only those there are.
         narrow_index: instructions are what counts: four column indices are loaded one by one, quads
             multiplied two at a time, parted tiles of a gather filled vector by vector.
         scalar_factors: factors are loaded one by one: a vector is multiplied by a scalar register,
@@ -124,6 +126,7 @@ class Target:
     c_flags: tuple[str, ...] = ()
     tile_vectors: tuple[int, ...] = NARROW_TILES
     sparse_tiles: tuple[int, ...] = ()
+    short_vectors: bool = False
     narrow_index: bool = False
     scalar_factors: bool = False
     index_unit: int = 2

@@ -79,7 +79,8 @@ V4 = Target(
     l1_bytes=32 << 10,
     l2_bytes=1 << 20,
     tile_vectors=(4, 3, 13, 2, 6, 5),
-    sparse_tiles=(2, 3, 4, 6, 5),
+    sparse_tiles=(2, 3),
+    short_vectors=True,
     linker=V2.linker,
     known_features=FEATURES,
 )

@@ -20,6 +20,7 @@ from typing import Any
 
 from sparsegraph.lower.problem import Choice, Problem
 from sparsegraph.lower.windows import FLAT
+from sparsegraph.targets.kernels.product import computed_points
 from sparsegraph.targets.layout import point_block
 from sparsegraph.targets.target import Target
 
@@ -127,7 +128,7 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
     tiles, passes = p.tiles(target.lanes), len(c.split)
     panels = math.ceil(p.columns / c.tile)
     groups = math.ceil(p.rows / c.group)
-    points = tiles * p.vectors  # vectors of points
+    points = p.images * _vectors(p, target)
     is_dense = c.weight == "dense"
     values = float(groups * c.group * p.columns) if is_dense else p.rows * p.columns * p.density
     shared = (c.group - 1) / c.group * (1 if is_dense or p.shared > 1 else p.density)
@@ -163,6 +164,16 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
         n[f"{kind}_vector"] = float(points * p.columns)
         n[f"{kind}_row"] = float(tiles * p.columns)
     return n
+
+
+def _vectors(p: Problem, target: Target) -> float:
+    """Vectors of points that are computed of an image; of a short one half."""
+    block = p.vectors * target.lanes
+    whole = -(-p.points // block) * p.vectors
+    points = computed_points(p.points, block, target)
+    if not points:
+        return whole
+    return whole - (block - points[-1]) * 2 // target.lanes / 2
 
 
 def _slots(p: Problem, c: Choice, target: Target) -> Counts:

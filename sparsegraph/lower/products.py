@@ -23,7 +23,7 @@ from sparsegraph.lower.movement import emit_call
 from sparsegraph.lower.windows import Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, joined
+from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, computed_points, joined
 from sparsegraph.targets.kernels.slots import MOST_COLUMNS
 from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
 from sparsegraph.targets.layout import FeatureMajor, blocked, flat
@@ -327,7 +327,7 @@ def step_product(
     kernel = Product(
         choice.weight, choice.group, choice.split, lanes, step, tree,
         tuple(region.kinds) if region else (), joined=joined(choice.split, target),
-        line=target.panel_line,
+        line=target.panel_line, points=computed_points(y.points, y.block, target),
     )  # fmt: skip
     matrix = _columns_by_tile(weight, choice.tile // taps)
     items = y.images * y.tiles

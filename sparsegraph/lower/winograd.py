@@ -13,7 +13,7 @@ from sparsegraph.lower.problem import Choice
 from sparsegraph.lower.windows import Filter, Window, filter_of
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import winograd
-from sparsegraph.targets.kernels.product import Product, joined
+from sparsegraph.targets.kernels.product import Product, computed_points, joined
 from sparsegraph.targets.kernels.winograd import InputTransform, OutputTransform
 from sparsegraph.targets.layout import FeatureMajor
 
@@ -71,6 +71,7 @@ def _step_products(
     kernel = Product(
         "dense", choice.group, choice.split, b.target.lanes, batch=places,
         joined=joined(choice.split, b.target),
+        points=computed_points(x.fm.points, x.fm.block, b.target),
     )  # fmt: skip
     matrices = winograd.transform_weights(weight, choice.patch, *method)
     packed = [formats.pack_dense(w, choice.group, choice.tile) for w in matrices]

@@ -13,7 +13,7 @@ from sparsegraph.targets.layout import blocked, planar
 from benchmarks import product_cost
 from sparsegraph import targets
 from sparsegraph.lower import choose, cost, problem, windows
-from sparsegraph.lower.problem import Operands, Problem
+from sparsegraph.lower.problem import Choice, Operands, Problem
 from sparsegraph.lower.windows import Window
 
 V3 = targets.get("x86-64-v3")
@@ -135,6 +135,16 @@ def test_a_gathered_panel_that_fits_is_not_cut() -> None:
     assert choose.dense(stem, V3).tile == stem.columns
     assert choose.dense(convolution(64, 4, 224, 7, 2), V3).tile < 4 * 49
     assert choose.dense(product(1024, 240, 384), V3).tile < 240  # not gathered
+
+
+def test_a_short_vector_counts_as_half_of_one() -> None:
+    machine = targets.get("x86-64-v4")
+    fma = {}
+    for points, vectors in ((48, 3), (49, 4), (56, 4), (57, 4), (64, 4), (65, 4), (80, 4)):
+        case = Problem(10, 20, 1, 3, points, vectors, 64, None, 0.1, 1, points, (1, points))
+        ((_, counts),) = cost.counts(case, Choice("coded", 2, (vectors,), 20), machine)
+        fma[points] = counts["fma"] / (3 * 20)  # images and values
+    assert fma == {48: 3, 49: 3.5, 56: 3.5, 57: 4, 64: 4, 65: 4.5, 80: 5}
 
 
 def test_gathering_is_not_free() -> None:

@@ -11,7 +11,7 @@ from sparsegraph.compile import compile, load
 from sparsegraph.layers import weighted
 from sparsegraph.lower import choose, partition
 from sparsegraph.lower.problem import Problem
-from sparsegraph.lower.tiling import tiled_for
+from sparsegraph.lower.tiling import tiled, tiled_for
 
 
 def pruned(name: str, pattern: str, density: float, **sizes: int) -> onnx.ModelProto:
@@ -36,6 +36,15 @@ def test_tiles_follow_the_zeros_of_most_weights(
     model = pruned("gemm", pattern, density, m=96, k=64, n=rows)
     layers = weighted(pipeline.optimize(load(model), verify=False).model)
     assert tiled_for(layers, targets.get(name)).tile_vectors[0] == first
+
+
+def test_few_non_zeros_take_tiles_of_two_vectors_with_avx512() -> None:
+    """Of 49 points three vectors and a short one; up to three vectors are one tile anyway."""
+    target = targets.get("x86-64-v4")
+    sparse = tiled(0.1, target)
+    points = (16, 48, 49, 64, 100, 196)
+    assert [point_block(p, target) // 16 for p in points] == [1, 3, 4, 4, 7, 13]
+    assert [point_block(p, sparse) // 16 for p in points] == [1, 3, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("density", [1.0, 0.4])

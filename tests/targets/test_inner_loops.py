@@ -70,6 +70,24 @@ def test_no_tile_spills(name: str, weight: str) -> None:
     assert found == dict.fromkeys(found, 0)
 
 
+@pytest.mark.parametrize(
+    ("weight", "group", "split", "points", "step"),
+    [
+        ("dense", 6, (4,), (52,), None), ("dense", 7, (3,), (48, 4), FLAT),
+        ("dense", 6, (4, 3, 3, 3), (200,), 2), ("coded", 2, (2,), (32, 4), FLAT),
+        ("coded", 2, (2,), (20,), None), ("coded", 2, (4, 3, 3, 3), (200,), None),
+        ("coded", 4, (6,), (96, 72), None), ("dense", 8, (1,), (4,), None),
+    ],
+)  # fmt: skip
+def test_short_vectors_at_the_end_stay_in_registers(
+    weight: str, group: int, split: tuple[int, ...], points: tuple[int, ...], step: int | None
+) -> None:
+    target = targets.get("x86-64-v4")
+    kernel = Product(weight, group, split, 16, step, ("Relu", ("arg", 0)), near=True, points=points)
+    assert target.short_vectors
+    assert inner_loop.look(target, kernel).spills == 0
+
+
 SQUARE = Axis(16, 16, 3, 1, 1)
 
 
@@ -282,6 +300,8 @@ def test_kernels_are_known_by_their_names() -> None:
         Product("coded", 2, (8,), 4, near=True, unit=4, narrow=True),
         Product("coded", 2, (8,), 1, narrow=True),
         Product("coded", 2, (4,), 8, near=True, narrow=True, joined=4),
+        Product("coded", 2, (2,), 16, 0, near=True, points=(32, 4)),
+        Product("dense", 6, (4,), 16, batch=16, points=(52,)),
     ):
         assert inner_loop.kernel_of(kernel.name) == kernel
         assert inner_loop.kernel_of(dataclasses.replace(kernel, epilogue=relu).name) == kernel

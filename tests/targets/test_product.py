@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from sparsegraph.targets import host
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.product import BYTES, Product, joined, reference
+from sparsegraph.targets.kernels.product import (
+    BYTES,
+    Product,
+    computed_points,
+    joined,
+    reference,
+)
 from sparsegraph.targets.layout import FeatureMajor, blocked
 from sparsegraph.targets.target import Target
 
@@ -17,6 +23,8 @@ from sparsegraph import formats, targets
 TARGET = targets.native()
 SPARING = dataclasses.replace(TARGET, narrow_index=True, scalar_factors=True, joined=4)
 """This machine, with code as for those where instructions are what counts."""
+V4 = targets.get("x86-64-v4")
+SHORT = dataclasses.replace(TARGET, short_vectors=True)
 LANES = TARGET.lanes
 DENSITIES = (0.0, 0.01, 0.5, 0.9, 1.0)
 A0, A1, A2 = ("arg", 0), ("arg", 1), ("arg", 2)
@@ -115,6 +123,35 @@ def test_every_variant_equals_the_reference(
             assert error <= bound(weight, x[i])
 
 
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("points", [1, 5, LANES, 2 * LANES + 3, 5 * LANES + 7, 13 * LANES + 9])
+def test_of_the_last_tile_only_its_points_are_computed(
+    points: int, blocks: tuple[str, int, tuple[int, ...]]
+) -> None:
+    kernel = Product(*blocks, LANES)
+    kernel = dataclasses.replace(kernel, points=computed_points(points, kernel.block, SHORT))
+    rng = np.random.default_rng(points)
+    weight = sparse((20, 30), 0.3, points)
+    weight *= weight[np.arange(20) // 4 * 4] != 0
+    bias = rng.standard_normal(20).astype(np.float32)
+    x = rng.standard_normal((2, 30, points)).astype(np.float32)
+    got = run(kernel, weight, x, bias, 13, 2, [])
+    for i in range(2):
+        error = np.abs(got[i] - reference(weight, x[i], bias)).max()
+        assert error <= bound(weight, x[i])
+
+
+def test_whole_vectors_and_a_short_one_are_computed() -> None:
+    of = {(p, b): computed_points(p, b, V4) for p, b in (
+        (49, 64), (196, 32), (197, 208), (64, 64), (128, 64), (7, 16), (9, 16), (33, 32), (40, 48)
+    )}  # fmt: skip
+    assert of == {
+        (49, 64): (52,), (196, 32): (32, 4), (197, 208): (200,), (64, 64): (), (128, 64): (),
+        (7, 16): (8,), (9, 16): (), (33, 32): (32, 4), (40, 48): (40,),
+    }  # fmt: skip
+    assert computed_points(49, 56, targets.get("x86-64-v3")) == ()
+
+
 @pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize(("near", "unit"), [(False, 2), (True, 2), (True, 4), (True, BYTES)])
 @pytest.mark.parametrize(("lanes", "vectors"), [(4, 5), (1, 5), (4, 1), (8, 4), (4, 6)])
@@ -159,13 +196,18 @@ def test_joined_vectors_of_dense_products(split: tuple[int, ...], n: int, tree: 
 
 @pytest.mark.parametrize(("tree", "kinds"), EPILOGUES, ids=str)
 @pytest.mark.parametrize("weight_format", ["dense", "coded"])
-def test_epilogues(weight_format: str, tree: Any, kinds: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("points", [70, 5 * LANES + 3])
+@pytest.mark.parametrize("target", [TARGET, SHORT], ids=["whole", "short"])
+def test_epilogues(
+    target: Target, points: int, weight_format: str, tree: Any, kinds: tuple[str, ...]
+) -> None:
     kernel = Product(weight_format, 2, (4,), LANES, None, tree, kinds)
+    kernel = dataclasses.replace(kernel, points=computed_points(points, kernel.block, target))
     rng = np.random.default_rng(3)
     weight = sparse((9, 40), 0.5, 3)
-    x = rng.standard_normal((1, 40, 70)).astype(np.float32)
+    x = rng.standard_normal((1, 40, points)).astype(np.float32)
     bias = rng.standard_normal(9).astype(np.float32)
-    shapes = {"feature": (9,), "same": (1, 9, 70)}
+    shapes = {"feature": (9,), "same": (1, 9, points)}
     operands = [rng.standard_normal(shapes[k]).astype(np.float32) for k in kinds]
     got = run(kernel, weight, x, bias, 16, 1, operands)[0]
     wide = [o[:, None] if k == "feature" else o[0] for o, k in zip(operands, kinds)]
