@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,3 +51,19 @@ def artefact(model_file: Path) -> Path:
     path = model_file.with_suffix(".sg")
     compile(model_file, shapes={"batch": BATCH}, output=path)
     return path
+
+
+@pytest.fixture(scope="module")
+def workspaces_of_nan() -> Iterator[None]:
+    """Models run first in a workspace full of NaN: a caller's memory may hold anything."""
+    from sparsegraph.segments import Native
+
+    begin = Native.__init__
+
+    def begin_with_nan(self: Native, *args: Any) -> None:
+        begin(self, *args)
+        self.free.append(np.full(self.workspace_bytes, 0xFF, np.uint8))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Native, "__init__", begin_with_nan)
+        yield

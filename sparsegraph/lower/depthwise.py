@@ -11,8 +11,8 @@ from sparsegraph.lower.expand import Expansion
 from sparsegraph.lower.windows import Window
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import depthwise_masked as masked
-from sparsegraph.targets.kernels import window as frames
-from sparsegraph.targets.kernels.depthwise import Depthwise
+from sparsegraph.targets.kernels import window as shapes
+from sparsegraph.targets.kernels.depthwise import Depthwise, Sizes, output_rows
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -89,7 +89,7 @@ def _masked(
     lanes = b.target.lanes if window.stride[1] == 1 else b.target.shuffle_lanes
     while lanes > _FEWEST_LANES and 2 * out[1] <= lanes:
         lanes //= 2
-    shape = frames.Window(window.kernel, window.stride, window.dilation, 1, lanes)
+    shape = shapes.Window(window.kernel, window.stride, window.dilation, 1, lanes)
     is_direct = "same" not in region.kinds and to.fm.is_planar and out[1] >= lanes
     kernel = masked.MaskedDepthwise(
         shape, masked.border(shape, window.size, window.pads[:2], out), is_direct,
@@ -121,10 +121,9 @@ def _framed(
 ) -> tuple[Depthwise, list[Arg]]:  # fmt: skip
     """The kernel of any window, which copies maps into padded frames."""
     height, width = window.out
-    rows = frames.output_rows(height, b.target.n_registers)
-    shape = frames.Window(window.kernel, window.stride, window.dilation, rows, b.target.lanes)
-    sizes = frames.Sizes(*window.size, *window.pads[:2], height, width, to.fm.block)
-    ahead = shape.ahead(sizes, b.target.l1_bytes)
+    rows = output_rows(height, b.target.n_registers)
+    shape = shapes.Window(window.kernel, window.stride, window.dilation, rows, b.target.lanes)
+    sizes = Sizes(*window.size, *window.pads[:2], height, width, to.fm.block)
     is_direct = (
         to.fm.is_planar
         and width >= shape.lanes
@@ -132,8 +131,10 @@ def _framed(
         and "same" not in region.kinds
     )
     tree = region.tree if region.nodes else None
+    kernel = Depthwise(shape, is_direct, tree, region.kinds)
+    ahead = kernel.ahead(sizes, b.target.l1_bytes)
     args: list[Arg] = [
         *to.strides(), stored.address, stored.fm.image, stored.fm.row,
-        Scratch(shape.scratch_bytes(sizes, ahead) + 64), *sizes.values, to.fm.features, ahead,
+        Scratch(kernel.scratch_bytes(sizes, ahead) + 64), *sizes.values, to.fm.features, ahead,
     ]  # fmt: skip
-    return Depthwise(shape, is_direct, tree, region.kinds), args
+    return kernel, args

@@ -14,6 +14,7 @@ from sparsegraph import pipeline, targets, verify
 from sparsegraph.compile import compile, load
 from sparsegraph.lower import partition
 
+pytestmark = pytest.mark.usefixtures("workspaces_of_nan")
 MODELS = [
     ("resnet18", {"size": 64}),
     ("resnet50", {"size": 64}),

@@ -1,11 +1,14 @@
 """Random graphs (tests/lower/random_graphs.py) compute natively what ONNX Runtime computes."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsegraph import verify
 from sparsegraph.compile import compile
 from tests.lower import random_graphs
+
+pytestmark = pytest.mark.usefixtures("workspaces_of_nan")
 
 
 @given(st.data(), st.integers(4, 24))

@@ -5,8 +5,7 @@ import pytest
 from sparsegraph.targets import emit, host
 from sparsegraph.targets.kernel import prim_func
 from sparsegraph.targets.kernels import convert, depthwise, expression
-from sparsegraph.targets.kernels.depthwise import Depthwise
-from sparsegraph.targets.kernels.window import Sizes, output_rows
+from sparsegraph.targets.kernels.depthwise import Depthwise, Sizes, output_rows
 from sparsegraph.targets.layout import FeatureMajor, blocked, planar
 
 from sparsegraph import targets
@@ -72,7 +71,7 @@ class Case:
             self.expected = expression.evaluate(spec.epilogue, arrays)
             self.bound = self.bound * (2 + sum(np.abs(v) for v in values))
         ahead = 3
-        scratch = np.full(spec.window.scratch_bytes(self.sizes, ahead) // 4, np.nan, "f4")
+        scratch = np.full(spec.scratch_bytes(self.sizes, ahead) // 4, np.nan, "f4")
         self.scratch = host.aligned(scratch)
         self.args = [
             self.y, *strides(self.layout), self.x, source.image, source.row, self.scratch,
