@@ -7,7 +7,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsegraph.budget.measured import MOST_RUNS, Seen, Settled, Timer, Timing, _next_goal, settle
+from sparsegraph.budget.measured import (
+    FEW_RUNS,
+    MOST_RUNS,
+    Seen,
+    Settled,
+    Timer,
+    Timing,
+    _next_goal,
+    settle,
+)
 from sparsegraph.budget.plan import LATENCY, Budget, Plan, least, plan, total
 from sparsegraph.budget.table import LayerOptions, Option, Table
 from sparsegraph.budget.within import prune_within
@@ -64,7 +73,7 @@ def test_a_budget_holds_although_the_model_is_wrong(
         assert 0.95 * limit <= found.ms
     assert found.ms <= limit
     assert found.plan.ms == found.ms
-    assert 1 < found.n_runs <= MOST_RUNS
+    assert 1 < found.n_runs <= FEW_RUNS
 
 
 def test_a_model_that_sees_no_gain_learns_it_from_timings() -> None:
@@ -77,6 +86,20 @@ def test_a_model_that_sees_no_gain_learns_it_from_timings() -> None:
     table = replace(options, layers=flat)
     found = settle(encoder(), RECIPE, table, Budget.parse("latency", "0.5x"), clock(lambda d: 1.0))
     assert 0.75 * 6.0 < found.ms <= 6.0
+
+
+@pytest.mark.parametrize(("power", "share"), [(4.0, 0.2), (0.5, 0.7)])
+def test_more_runs_are_made_until_one_is_near(power: float, share: float) -> None:
+    """The time in place is the one that the model has, raised to a power."""
+    limit, most = share * DENSE_MS, clock(lambda d: 1.0)(encoder()).ms
+
+    def time(model: ir.Model) -> Timing:
+        ms = most * (clock(lambda d: 1.0)(model).ms / most) ** power
+        return Timing(ms, DENSE_MS, ((tuple(LAYERS), ms),))
+
+    found = settled(f"{share}x", time)
+    assert 0.9 * limit <= found.ms <= limit
+    assert FEW_RUNS < found.n_runs <= MOST_RUNS
 
 
 def test_layers_that_are_dear_in_place_get_sparser() -> None:

@@ -17,6 +17,7 @@ from sparsegraph.errors import UnsupportedError, UsageError
 from sparsegraph.inspect import inspect, operands
 from sparsegraph.layers import weighted
 from sparsegraph.lower import choose, partition, problem
+from sparsegraph.lower.tiling import tiled_for
 from sparsegraph.tuning import Measured, Tuning
 from tests.conftest import BATCH, perceptron
 
@@ -26,9 +27,11 @@ SHAPES = {"batch": BATCH}
 def layer_of(target: targets.Target) -> tuple[problem.Problem, problem.Operands]:
     """The first product of `perceptron`, as the compiler sees it."""
     model = pipeline.optimize(load(perceptron(), SHAPES), verify=False).model
-    found = operands(weighted(model)[0], target)
+    layers = weighted(model)
+    tiled = tiled_for(layers, target)
+    found = operands(layers[0], tiled)
     assert found is not None
-    return problem.of(found, target), found
+    return problem.of(found, tiled), found
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from sparsegraph.targets.target import Target
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 
-MOST_RUNS = 5  # of `settle`
+FEW_RUNS, MOST_RUNS = 5, 9  # of `settle`
+_NEAR = 0.1  # below the limit; more than `FEW_RUNS` are made until one is as near
 N_TIMED = 2  # of `timed`
 _CLOSE = 0.02  # below the limit; nearer than that is the noise of a timing
 _AIM = 0.99  # of the limit
@@ -85,8 +86,9 @@ def settle(
     """A plan that was measured to lie within a latency budget; at most 2 % below it is the aim.
 
     The first timing corrects the table; from then on, what is asked of it is moved by what came of
-    it. A share is of ONNX Runtime's measured time. At most `MOST_RUNS` models are compiled; the
-    slowest of those within the limit is taken, or the fastest of all if none is.
+    it. A share is of ONNX Runtime's measured time. At most `FEW_RUNS` models are compiled,
+    `MOST_RUNS` where none of them comes near the limit; the slowest of those within it is taken, or
+    the fastest of all if none is.
     Raises BudgetError naming the least that is reachable, once one run has been measured.
     """
     seen, corrected, goal = Seen(table), table, 0.0
@@ -94,7 +96,7 @@ def settle(
     runs: list[tuple[Plan, float]] = []
     points: list[tuple[float, float]] = []  # what was asked of `corrected`, what it took
     limit = math.inf
-    while len(runs) < MOST_RUNS:
+    while len(runs) < (FEW_RUNS if _is_near(runs, limit) else MOST_RUNS):
         timing = time(prune(model, _by_magnitude(recipe), densities=chosen.densities).model)
         if not runs:
             dense_ms = timing.dense_ms
@@ -142,6 +144,10 @@ def timed(
         if on_run is not None:
             on_run(done, timing)
     return seen.table()
+
+
+def _is_near(runs: Sequence[tuple[Plan, float]], limit: float) -> bool:
+    return any((1 - _NEAR) * limit <= ms <= limit for _, ms in runs)
 
 
 def _is_known(chosen: Plan, runs: Sequence[tuple[Plan, float]]) -> bool:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from sparsegraph import targets
 from sparsegraph.budget.measured import (
-    MOST_RUNS,
+    FEW_RUNS,
     N_TIMED,
     Settled,
     Timer,
@@ -120,7 +120,7 @@ def prune_within(
     clock = (time or timer(own, feeds[0])) if is_timed else None
 
     def on_run(n: int) -> Callable[[int, Timing], None]:
-        return lambda done, _: report("compile and time", done, n)
+        return lambda done, _: report("compile and time", done, max(done, n))
 
     if budget is None:
         if clock is not None:
@@ -138,7 +138,7 @@ def prune_within(
         # what the cost model holds for out of reach, timings may not
         table = trusted(model, recipe, feeds, table, budget, loss=loss, progress=progress)
     if budget.kind == LATENCY and clock is not None:
-        settled = settle(model, recipe, table, budget, clock, on_run=on_run(MOST_RUNS))
+        settled = settle(model, recipe, table, budget, clock, on_run=on_run(FEW_RUNS))
         table = settled.table
     chosen = settled.plan if settled else plan(table, budget)
     pruned = prune(
