@@ -44,6 +44,17 @@ def test_pruned_model_equals_onnx_runtime(name: str, sizes: dict[str, int]) -> N
     assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-4
 
 
+@pytest.mark.parametrize("size", [28, 20])
+def test_patches_that_do_not_fill_their_last_tile(size: int) -> None:
+    proto = zoo.build("conv", c_in=64, c_out=24, kernel=3, size=size)
+    compiled = compile(proto, check=False, keep_native=True)
+    assert compiled.manifest.layers[0]["format"].startswith("winograd")
+    feeds = zoo.feeds(proto)
+    expected = verify.run_onnx(load(proto), feeds)
+    names = [o.name for o in compiled.session.get_outputs()]
+    assert verify.compare(dict(zip(names, compiled.run(None, feeds))), expected) <= 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_dense_model_and_threads(threads: int) -> None:
