@@ -178,7 +178,7 @@ def joined(split: Sequence[int], target: Target) -> int:
 def computed_points(points: int, block: int, target: Target) -> tuple[int, ...]:
     """`Product.points` for images of `points` points in tiles of `block`.
 
-    Of the last tile whole vectors, then one of 4, 8 ... lanes. What follows them is not written.
+    Of the last tile whole vectors, then one of 4, 8 ... lanes; nobody reads what lies behind them.
     """
     if not target.short_vectors:
         return ()
