@@ -128,7 +128,7 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
     tiles, passes = p.tiles(target.lanes), len(c.split)
     panels = math.ceil(p.columns / c.tile)
     groups = math.ceil(p.rows / c.group)
-    points = p.images * _vectors(p, target)
+    points = _vectors(p, target)
     is_dense = c.weight == "dense"
     values = float(groups * c.group * p.columns) if is_dense else p.rows * p.columns * p.density
     shared = (c.group - 1) / c.group * (1 if is_dense or p.shared > 1 else p.density)
@@ -167,13 +167,10 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
 
 
 def _vectors(p: Problem, target: Target) -> float:
-    """Vectors of points that are computed of an image; of a short one half."""
-    block = p.vectors * target.lanes
-    whole = -(-p.points // block) * p.vectors
-    points = computed_points(p.points, block, target)
-    if not points:
-        return whole
-    return whole - (block - points[-1]) * 2 // target.lanes / 2
+    """Vectors of points that are computed; a short one counts half."""
+    points = computed_points(p.points, p.vectors * target.lanes, target)
+    last = math.ceil(2 * points[-1] / target.lanes) / 2 if points else p.vectors
+    return p.tiles(target.lanes) * p.vectors - p.images * (p.vectors - last)
 
 
 def _slots(p: Problem, c: Choice, target: Target) -> Counts:

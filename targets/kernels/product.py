@@ -184,10 +184,8 @@ def computed_points(points: int, block: int, target: Target) -> tuple[int, ...]:
         return ()
     last = points - (-(-points // block) - 1) * block
     whole, rest = divmod(last, target.lanes)
-    short = QUAD
-    while short < rest:
-        short *= 2
-    last = whole * target.lanes + short * bool(rest)
+    short = max(QUAD, 1 << (rest - 1).bit_length()) if rest else 0
+    last = whole * target.lanes + short
     if last == block:
         return ()
     return (last,) if points <= block else (block, last)
@@ -216,7 +214,7 @@ class _Pass:
 
 
 _Place = tuple[Expr, Expr]  # a buffer and an index
-_Weight = dict[int, Expr]  # number of lanes -> the weight over as many
+_Spread = dict[int, Expr]  # number of lanes -> a value over as many
 
 
 class _Emitter:
@@ -305,7 +303,7 @@ class _Emitter:
             acc, at = self.begin_group(t, rows)
             value = bind(self.cursors["value"].get())
             with loop(0, width) as k:
-                weights = (self.factor(value + k * group + r) for r in range(group))
+                weights = (self.spread("values", value + k * group + r) for r in range(group))
                 self.multiply(acc, weights, (self.panel, panel + k * self.panel_row))
             self.cursors["value"].set(value + width * group)
             self.end_group(t, acc, at, rows)
@@ -381,9 +379,9 @@ class _Emitter:
             self.multiply([acc[k % self.spec.group]], islice(weights, 1), place)
         quads.advance()
 
-    def factor(self, index: Expr) -> _Weight:
-        """One value over all lanes."""
-        value = load(self.a["values"], index)
+    def spread(self, name: str, index: Expr) -> _Spread:
+        """One value of a buffer over all lanes."""
+        value = load(self.a[name], index)
         return {n: bind(splat(value, n)) for n in dict.fromkeys(self.part.lanes)}
 
     def wide(self, x: Expr) -> Expr:
@@ -399,9 +397,9 @@ class _Emitter:
         with emit.choose(t == 0) as (then, otherwise):
             with then:
                 for row, cells in zip(rows, acc):
-                    b = bind(splat(load(a["bias"], row), self.lanes))
+                    bias = self.spread("bias", row)
                     for n, cell in zip(self.part.lanes, cells):
-                        cell.set(_low(b, n, self.lanes))
+                        cell.set(bias[n])
             with otherwise:
                 for start, cells in zip(at, acc):
                     for (first, n), cell in zip(self.part.spans, cells):
@@ -433,7 +431,7 @@ class _Emitter:
                 self.store(acc, at)
 
     def multiply(
-        self, rows: Sequence[Sequence[Cell]], weights: Iterable[_Weight], place: _Place
+        self, rows: Sequence[Sequence[Cell]], weights: Iterable[_Spread], place: _Place
     ) -> None:
         """rows[r][v] += weights[r] * x[v] for one column.
 
@@ -485,8 +483,7 @@ class _Emitter:
         loads: list[Any] = []
         for i, kind in enumerate(self.spec.operands):
             if kind == "feature":
-                value = bind(splat(load(a[f"o{i}"], row), self.lanes))
-                loads.append(partial(_constant, value, self.lanes))
+                loads.append(partial(_constant, self.spread(f"o{i}", row)))
                 continue
             base = self.image * a[f"o{i}_image"] + self.tile * a[f"o{i}_tile"]
             base = bind(base + row * a[f"o{i}_row"] + self.part.first)
@@ -546,11 +543,11 @@ class _Quads:
         mask = const(0xFFFF, "int64")
         return [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
 
-    def values(self) -> Iterator[_Weight]:
+    def values(self) -> Iterator[_Spread]:
         """The next four values, each over all lanes; of four rows each when it is asked for."""
         if not self.is_wide:
             start = bind(self.value.get())
-            found = (self.e.factor(start + i) for i in range(QUAD))
+            found = (self.e.spread("values", start + i) for i in range(QUAD))
             return found if self.e.spec.group == ALIKE else iter(list(found))
         quad, sizes = bind(self.quad.get()), dict.fromkeys(self.e.part.lanes)
         lane = [j for j in range(0, self.lanes, QUAD) for _ in range(QUAD)]
@@ -572,17 +569,12 @@ class _Quads:
         self.quad.set(whole)
 
 
-def _constant(value: Expr, width: int, at: Any, lanes: int) -> Expr:
-    return _low(value, lanes, width)
+def _constant(value: _Spread, at: Any, lanes: int) -> Expr:
+    return value[lanes]
 
 
 def _load_from(pointer: Expr, base: Expr, at: Any, lanes: int) -> Expr:
     return load(pointer, base + at, lanes)
-
-
-def _low(value: Expr, lanes: int, width: int) -> Expr:
-    """The first `lanes` of the `width` lanes of a vector."""
-    return value if lanes == width else emit.shuffle([value], range(lanes))
 
 
 def reference(
