@@ -78,23 +78,9 @@ class Case:
         """Run `command INPUTS... OUTPUTS...` on the feeds; max |a - b| / max |b| of the outputs.
 
         Raises:
-            RunFailed: with what the program said.
+            RunFailed: the program did, or a value is no finite number.
         """
-        folder = compiled.path.parent
-        inputs = self.write_inputs(compiled, folder)
-        outputs = [folder / f"out_{i}" for i in range(len(compiled.manifest.outputs))]
-        done = execute(*command, *inputs, *outputs)
-        if done.returncode != 0:
-            raise RunFailed(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
-        return self.compare(compiled, outputs)
-
-    def write_inputs(self, compiled: Compiled, folder: Path) -> list[Path]:
-        """One raw file per input, in the order of the model."""
-        files = []
-        for i, record in enumerate(compiled.manifest.inputs):
-            files.append(folder / f"in_{i}")
-            np.ascontiguousarray(self.feeds[record.name]).tofile(files[-1])
-        return files
+        return self.compare(compiled, run(compiled, self.feeds, *command))
 
     def compare(self, compiled: Compiled, files: list[Path]) -> float:
         """max |a - b| / max |b| of the outputs in `files`.
@@ -103,13 +89,42 @@ class Case:
             RunFailed: a value is no finite number.
         """
         worst = 0.0
-        for record, file in zip(compiled.manifest.outputs, files, strict=True):
-            found = np.fromfile(file, record.dtype).reshape(record.shape)
+        for record, found in zip(compiled.manifest.outputs, read(compiled, files), strict=True):
             if not np.isfinite(found).all():
                 raise RunFailed(f"output '{record.name}' holds values that are not finite")
             expected = {record.name: self.expected[record.name]}
             worst = max(worst, verify.compare({record.name: found}, expected))
         return worst
+
+
+def run(compiled: Compiled, feeds: verify.Feed, *command: object) -> list[Path]:
+    """Run `command INPUTS... OUTPUTS...` beside the bundle; the files of its outputs.
+
+    Raises:
+        RunFailed: with what the program said.
+    """
+    folder = compiled.path.parent
+    inputs = write(compiled, feeds, folder)
+    outputs = [folder / f"out_{i}" for i in range(len(compiled.manifest.outputs))]
+    done = execute(*command, *inputs, *outputs)
+    if done.returncode != 0:
+        raise RunFailed(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return outputs
+
+
+def write(compiled: Compiled, feeds: verify.Feed, folder: Path) -> list[Path]:
+    """One raw file per input, in the order of the model."""
+    files = []
+    for i, record in enumerate(compiled.manifest.segments[0].inputs):  # those that are read
+        files.append(folder / f"in_{i}")
+        np.ascontiguousarray(feeds[record.name]).tofile(files[-1])
+    return files
+
+
+def read(compiled: Compiled, files: list[Path]) -> list[np.ndarray]:
+    """The outputs from their files."""
+    records = zip(compiled.manifest.outputs, files, strict=True)
+    return [np.fromfile(file, r.dtype).reshape(r.shape) for r, file in records]
 
 
 def build_runner(target: Target, bundle: Path, main: str = "main.c") -> Path:

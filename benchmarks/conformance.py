@@ -1,10 +1,11 @@
-"""Every node test of ONNX, compiled for this machine: how its outputs compare with what ONNX says.
+"""Every node test of ONNX, compiled and run: how its outputs compare with what ONNX says.
 
-    python -m benchmarks.conformance [--constants] [--only reduce resize] [--json FILE]
+    python -m benchmarks.conformance [--constants] [--on armv7] [--only reduce resize] [--json FILE]
 
 `--constants` makes constants of all inputs but the first: in models axes, shapes, weights are.
-A result that differs from ONNX's is unequal unless ONNX Runtime gives it too. 1,884 tests take a
-quarter of an hour.
+`--on` runs bundles for another machine under its emulator; nodes that would be left to ONNX Runtime
+are declined there. A result that differs from ONNX's is unequal unless ONNX Runtime gives it too.
+1,884 tests take a quarter of an hour.
 
 Exit codes: 0 nothing is unequal and nothing crashed, 1 something did, 2 wrong usage.
 """
@@ -24,10 +25,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
+from sparsegraph.targets.target import Target
 
-from sparsegraph import verify
-from sparsegraph.compile import compile
-from sparsegraph.errors import SparsegraphError
+from benchmarks import bundles
+from sparsegraph import targets, verify
+from sparsegraph.compile import Compiled, compile
+from sparsegraph.errors import SparsegraphError, UnsupportedError
 
 NATIVE, LEFT, DECLINED, SKIPPED = "native", "onnxruntime", "declined", "skipped"
 UNEQUAL, CRASHED = "unequal", "crashed"
@@ -44,8 +47,11 @@ class Outcome:
     note: str = ""
 
 
-def attempt(case: Any, *, constants: bool = False) -> Outcome:
-    """Compile one of ONNX's test cases and run it on its first data set."""
+def attempt(case: Any, *, constants: bool = False, target: Target | None = None) -> Outcome:
+    """Compile one of ONNX's test cases and run it on its first data set.
+
+    Here, with ONNX Runtime for what is not native, or all native in a bundle for `target`.
+    """
     given, wanted = case.data_sets[0]
     arrays = [_array(value) for value in (*given, *wanted)]
     if not all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for a in arrays):
@@ -54,18 +60,28 @@ def attempt(case: Any, *, constants: bool = False) -> Outcome:
     model, feeds = _with_constants(case.model, feeds) if constants else (case.model, feeds)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(folder, "m.sg")
-            compiled = compile(model, output=path, keep_native=True, check=False)
-            found = compiled.run(None, feeds)
+            compiled, found = _run(model, feeds, target, Path(folder, "m.sg"))
         except SparsegraphError as error:
             return Outcome(case.name, DECLINED, str(error))
         except Exception:
             return Outcome(case.name, CRASHED, traceback.format_exc(limit=-2))
-        native = any(s.kind == "native" for s in compiled.manifest.segments)
+    native = any(s.kind == "native" for s in compiled.manifest.segments)
     outcome = Outcome(case.name, NATIVE if native else LEFT)
     if not native or is_equal(found, arrays[len(given) :]):
         return outcome
     return outcome if _agrees(model, feeds, found) else Outcome(case.name, UNEQUAL)
+
+
+def _run(
+    model: onnx.ModelProto, feeds: verify.Feed, target: Target | None, path: Path
+) -> tuple[Compiled, list[np.ndarray]]:
+    """The compiled model and its outputs."""
+    if target is None:
+        compiled = compile(model, output=path, keep_native=True, check=False)
+        return compiled, compiled.run(None, feeds)
+    compiled = compile(model, target, output=path, check=False, fallback=False)
+    files = bundles.run(compiled, feeds, *bundles.command(target, path))
+    return compiled, bundles.read(compiled, files)
 
 
 def is_equal(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> bool:
@@ -99,13 +115,12 @@ def _with_constants(
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     changed.ir_version = max(changed.ir_version, _IR_VERSION)
-    first, *others = list(changed.graph.input)
-    for value in others:
+    for value in list(changed.graph.input)[1:]:
         if value.name in feeds:
             tensor = numpy_helper.from_array(feeds[value.name], value.name)
             changed.graph.initializer.append(tensor)
             changed.graph.input.remove(value)
-    return changed, {first.name: feeds[first.name]}
+    return changed, {v.name: feeds[v.name] for v in changed.graph.input}
 
 
 def cases(only: Sequence[str] = ()) -> Iterator[Any]:
@@ -120,15 +135,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, try, print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance")
     parser.add_argument("--constants", action="store_true", help="but the first input")
+    parser.add_argument("--on", metavar="TARGET", help="run bundles for this machine")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="in names of tests")
     parser.add_argument("--json", type=Path, help="write every outcome here")
     options = parser.parse_args(arguments)
+    try:
+        target = targets.get(options.on) if options.on else None
+    except UnsupportedError as error:
+        parser.error(str(error))
     chosen = list(cases(options.only))
     if not chosen:
         parser.error(f"no test is called {' or '.join(options.only)}")
     outcomes = []
     for n, case in enumerate(chosen, 1):
-        outcomes.append(attempt(case, constants=options.constants))
+        outcomes.append(attempt(case, constants=options.constants, target=target))
         print(f"\r{n} of {len(chosen)}", end="", file=sys.stderr, flush=True)
         if outcomes[-1].kind in (UNEQUAL, CRASHED):
             print(f"\n{outcomes[-1].test}: {outcomes[-1].kind} {outcomes[-1].note}", flush=True)

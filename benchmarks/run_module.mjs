@@ -8,6 +8,7 @@ const model = await Model.load(
     readFileSync(`${folder}/model.wasm`), readFileSync(`${folder}/weights.bin`));
 const arrays = {
     float32: Float32Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array,
+    int8: Int8Array, uint8: Uint8Array,
 };
 const feeds = {};
 for (const input of model.inputs) {
@@ -20,7 +21,7 @@ for (const output of model.outputs) {
     const data = results[output.name];
     writeFileSync(paths.shift(), new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
 }
-for (const wrong of [{}, { ...feeds, other: new Float32Array(1) }]) {
+for (const wrong of [{ ...feeds, other: new Float32Array(1) }, ...(model.inputs.length ? [{}] : [])]) {
     let refused = false;
     try {
         model.run(wrong);

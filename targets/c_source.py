@@ -163,8 +163,8 @@ class _Printer:
             return f"({parts[0]} ? {parts[1]} : {parts[2]})"
         if kind == "Not":
             return f"(!{parts[0]})"
-        if kind == "Cast":
-            return f"(({_type(node)}){parts[0]})"
+        if kind in ("Cast", "BitwiseNot"):
+            return f"(({_type(node)}){'~' * (kind != 'Cast')}{parts[0]})"
         assert kind == "Call", f"{self.kernel.name}: no C for the expression {kind}"
         return self.call(node, parts)
 
@@ -237,7 +237,7 @@ def _operands(node: Node) -> list[Node]:
         return [node.value]
     if kind == "Call":
         return list(node.args)
-    if kind == "Not":
+    if kind in ("Not", "BitwiseNot"):
         return [node.a]
     assert kind in _BINARY, f"no C for the expression {kind}"
     return [node.a, node.b]

@@ -126,6 +126,8 @@ def _lower_feature(b: Builder, node: ir.Node, start: ir.Value) -> bool:
 
 def _lower_row(b: Builder, node: ir.Node) -> None:
     """Row-major, with broadcasting, any type."""
+    if (reason := regions.refusal(node)) is not None:
+        raise Declined(reason)
     starts = [v for v in node.inputs if v is not None and regions.scalar_of(v) is None]
     if not starts:
         raise Declined("every operand is a constant")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import attribute, constant, static_shape
 from sparsegraph.targets.kernels.expression import Tree
+from sparsegraph.targets.kernels.operators import MOST_FACTORS
 
 UNARY = frozenset(
     [
@@ -153,7 +154,7 @@ class _Search:
     def can_join(self, node: ir.Node) -> bool:
         if node.op_type not in ELEMENTWISE or node.domain not in ("", "ai.onnx"):
             return False
-        if static_shape(node.outputs[0]) != self.shape:
+        if static_shape(node.outputs[0]) != self.shape or refusal(node) is not None:
             return False
         return all(
             v is None or v in self.trees or scalar_of(v) is not None or self.classify(v)
@@ -193,6 +194,27 @@ class _Search:
         self.best = Region(
             self.trees[result], tuple(self.operands), tuple(self.kinds), result, tuple(self.nodes)
         )
+
+
+def refusal(node: ir.Node) -> str | None:
+    """Why no kernel computes an element-wise node, or None."""
+    if node.op_type != "Pow":
+        return None
+    base, exponent = node.inputs
+    assert base is not None
+    assert exponent is not None
+    number = scalar_of(exponent)
+    if _is_integer(base):
+        if number in range(MOST_FACTORS + 1):
+            return None
+        return f"powers of integers but of constants 0, 1 ... {MOST_FACTORS}"
+    if scalar_of(base) is not None and _is_integer(exponent):
+        return "a constant to the power of integers"
+    return None
+
+
+def _is_integer(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_integer()
 
 
 def scalar_of(value: ir.Value) -> float | int | None:

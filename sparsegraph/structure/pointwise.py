@@ -82,7 +82,7 @@ def _run(node: ir.Node, known: Sequence[Known | None]) -> Known | None:
     unknown = np.isnan(np.broadcast_arrays(*present)).any(axis=0)
     arrays = [
         None if v is None or one is None or v.dtype is None
-        else np.asarray(np.nan_to_num(one), v.dtype.numpy())
+        else np.asarray(np.where(np.isnan(one), 0, one), v.dtype.numpy())
         for v, one in zip(node.inputs, known, strict=True)
     ]  # fmt: skip
     if unknown.all():

@@ -72,13 +72,21 @@ def _constant(value: float, near: tir.Expr | None, lanes: int) -> tir.Expr:
     dtype = "float32" if near is None else str(near.ty).partition("x")[0]
     if dtype == "bool":
         dtype = "int32"
-    number = float(value) if dtype.startswith("float") else _integer(value, dtype)
-    return tir.splat(tir.const(number, dtype), lanes)
+    if dtype.startswith("float"):
+        return tir.splat(tir.const(float(value), dtype), lanes)
+    return tir.splat(_integer(value, dtype), lanes)
 
 
-def _integer(value: float, dtype: str) -> int:
+def _integer(value: float, dtype: str) -> tir.Expr:
+    """The constant, hidden from TVM if it is large or has no sign.
+
+    TVM adds to constants when it looks for bounds, and aborts where that leaves their type.
+    """
     info = np.iinfo(dtype)
-    return int(min(max(value, info.min), info.max))
+    number = int(min(max(value, info.min), info.max))
+    if info.min and (info.bits < 32 or info.min // 2 <= number <= info.max // 2):
+        return tir.const(number, dtype)
+    return tir.T.bitwise_not(tir.const(info.min + info.max - number, dtype))
 
 
 def _named(value: tir.Expr) -> tir.Expr:

@@ -310,7 +310,7 @@ def mish(x: Expr) -> Expr:
 
 
 def power(x: Expr, y: Expr) -> Expr:
-    """x^y through float64, relative error <= 2e-7; C's `pow` save (-1)^inf = NaN."""
+    """x^y through float64, relative error <= 2e-7; special values as C's `pow`."""
     magnitude = hold(T.abs(x))
     product = hold(cast(y, "float64") * _log_double(magnitude))
     value = hold(cast(_exp_double(product), "float32"))
@@ -323,7 +323,9 @@ def power(x: Expr, y: Expr) -> Expr:
     no_real = T.And(T.And(x < like(0.0, x), magnitude < like(float("inf"), x)), fraction)
     value = hold(select(no_real, like(float("nan"), x), select(fraction, value, signed)))
     value = hold(select(T.Or(is_nan(x), is_nan(y)), like(float("nan"), x), value))
-    return select(T.Or(T.EQ(y, like(0.0, y)), T.EQ(x, like(1.0, x))), like(1.0, x), value)
+    unit = T.And(T.EQ(magnitude, like(1.0, x)), T.EQ(T.abs(y), like(float("inf"), y)))
+    unit = T.Or(unit, T.Or(T.EQ(y, like(0.0, y)), T.EQ(x, like(1.0, x))))
+    return select(unit, like(1.0, x), value)
 
 
 def _log_double(x: Expr) -> Expr:

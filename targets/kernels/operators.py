@@ -16,6 +16,8 @@ from sparsegraph.targets.emit import Expr, T
 from sparsegraph.targets.kernels import math
 from sparsegraph.targets.kernels.math import above, below, cast, hold, like, select, type_of
 
+MOST_FACTORS = 16  # of a power that is multiplied out
+
 
 class Operator(NamedTuple):
     """One operator: `emit` on expressions beside its meaning `numpy` on arrays."""
@@ -35,15 +37,38 @@ def _is_bool(x: Expr) -> bool:
     return type_of(x)[0] == "bool"
 
 
-def _number(x: Expr) -> float | None:
+def _is_unsigned(x: Expr) -> bool:
+    return type_of(x)[0].startswith("uint")
+
+
+def _is_least(x: Expr) -> bool:
+    """True for the least number of its type: nothing is below it."""
+    dtype, number = type_of(x)[0], _number(x)
+    return number == (-float("inf") if _is_float(x) else np.iinfo(dtype).min)
+
+
+def _is_most(x: Expr) -> bool:
+    """True for the largest number of its type."""
+    dtype, number = type_of(x)[0], _number(x)
+    return number == (float("inf") if _is_float(x) else np.iinfo(dtype).max)
+
+
+def _number(x: Expr) -> float | int | None:
     """The value of a constant expression, else None."""
-    inner = getattr(x, "value", None)
+    inner = getattr(x, "value", x)
+    if type(inner).__name__ == "BitwiseNot":  # `expression.emit` hides some constants so
+        info = np.iinfo(str(inner.ty))
+        return info.min + info.max - int(inner.a.value)
     inner = getattr(inner, "value", inner)
-    return float(inner) if isinstance(inner, int | float) else None
+    return inner if isinstance(inner, int | float) else None
 
 
 def _truth(x: Expr) -> Expr:
-    return x if _is_bool(x) else T.NE(x, like(0, x))
+    """Whether x is not 0; NaN is not."""
+    if _is_bool(x):
+        return x
+    differs = T.NE(x, like(0, x))
+    return T.Or(differs, math.is_nan(x)) if _is_float(x) else differs
 
 
 def _as_number(x: Expr) -> Expr:
@@ -106,20 +131,42 @@ def _fold(step: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
 
 
 def _clip(x: Expr, low: Expr, high: Expr) -> Expr:
-    if _number(low) != -float("inf"):
+    if not _is_least(low):
         x = hold(above(x, low))
-    return x if _number(high) == float("inf") else below(x, high)
+    return x if _is_most(high) else below(x, high)
+
+
+def _divisor(b: Expr) -> Expr:
+    """An integer divisor that no machine stops at: 1 in place of 0 and of -1 (-2^31 / -1)."""
+    if _number(b) not in (None, 0, -1):
+        return b
+    one = like(1, b)
+    b = select(T.EQ(b, like(0, b)), one, b)
+    return hold(b if _is_unsigned(b) else select(T.EQ(b, like(-1, b)), one, b))
 
 
 def _divide(a: Expr, b: Expr) -> Expr:
-    return a / b if _is_float(a) else T.truncdiv(a, b)
+    """Quotient; of integers truncated, and 0 if b is 0, where ONNX Runtime ends with an error."""
+    if _is_float(a):
+        number = _number(b)
+        if number is None or number != 0:
+            return a / b
+        return a * like(np.copysign(np.inf, number), a)  # TVM divides by no constant 0
+    by, zero = _divisor(b), like(0, a)
+    quotient = T.truncdiv(a, by)
+    if by is b:
+        return quotient
+    if not _is_unsigned(b):
+        quotient = select(T.EQ(b, like(-1, b)), zero - a, quotient)
+    return select(T.EQ(b, zero), zero, quotient)
 
 
 def _mod(a: Expr, b: Expr, truncated: Expr) -> Expr:
     """Remainder with the sign of b, or of a if `truncated` (ONNX's fmod) is not 0.
 
-    Of floats exact up to quotients of 2^29: they have 24 bits, products in float64 53. Without a
-    whole quotient a remains, also of an infinite b.
+    Of integers 0 if b is 0, where ONNX Runtime ends with an error. Of floats exact up to quotients
+    of 2^29: they have 24 bits, products in float64 53. Without a whole quotient a remains, also of
+    an infinite b.
     """
     if _is_float(a):
         wide, by = hold(cast(a, "float64")), hold(cast(b, "float64"))
@@ -127,8 +174,8 @@ def _mod(a: Expr, b: Expr, truncated: Expr) -> Expr:
         rest = cast(hold(wide - by * whole), "float32")
         remainder = select(T.EQ(whole, like(0.0, whole)), a, rest)
     else:
-        remainder = T.truncmod(a, b)
-    if _number(truncated):
+        remainder = T.truncmod(a, _divisor(b))
+    if _number(truncated) or _is_unsigned(a):
         return remainder
     remainder = hold(remainder)
     zero = like(0, remainder)
@@ -138,22 +185,25 @@ def _mod(a: Expr, b: Expr, truncated: Expr) -> Expr:
 
 def _sign(x: Expr) -> Expr:
     unit = select(x > like(0, x), like(1, x), like(0, x))
+    if _is_unsigned(x):
+        return unit
     unit = select(x < like(0, x), like(-1, x), unit)
     return select(math.is_nan(x), x, unit) if _is_float(x) else unit
 
 
 def _power(x: Expr, y: Expr) -> Expr:
-    """Whole exponents up to 16 by multiplication, +-0.5 by root, others in float64."""
+    """Whole exponents up to `MOST_FACTORS` by multiplication, +-0.5 by root, others in float64.
+
+    Of integers only whole constant exponents from 0 on (`lower.regions.refusal`).
+    """
     n = _number(y)
     if n == 0.5:
         return T.sqrt(x)
     if n == -0.5:
         return like(1.0, x) / T.sqrt(x)
-    if n is not None and n == int(n) and abs(n) <= 16:
+    if n is not None and abs(n) <= MOST_FACTORS and float(n).is_integer():
         value = _whole_power(x, abs(int(n)))
         return value if n >= 0 else like(1, x) / value
-    if not _is_float(x):
-        return cast(math.power(cast(x, "float32"), cast(y, "float32")), type_of(x)[0])
     return math.power(x, cast(y, "float32"))
 
 
@@ -167,6 +217,8 @@ def _whole_power(x: Expr, n: int) -> Expr:
 
 
 def _absolute(x: Expr) -> Expr:
+    if _is_unsigned(x):
+        return x
     return T.abs(x) if _is_float(x) else select(x < like(0, x), like(0, x) - x, x)
 
 
@@ -187,6 +239,8 @@ def _hard_swish(x: Expr) -> Expr:
 
 
 def _leaky(x: Expr, slope: Expr) -> Expr:
+    if _is_unsigned(x):
+        return x
     return select(x < like(0, x), x * slope, x)
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, parser
 
 from sparsegraph.compile import compile
 from sparsegraph.lower.regions import BINARY, ELEMENTWISE, UNARY
 
 F, INT, L, B = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 SHAPE = (3, 37)
+HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 LOGICAL, COMPARING = {"And", "Or", "Xor"}, {"Equal", "Greater", "GreaterOrEqual", "Less"}
 COMPARING |= {"LessOrEqual", "IsNaN"}
 ATTRIBUTES = {
@@ -81,3 +82,99 @@ def test_remainders_of_large_and_special_numbers(fmod: int) -> None:
     with np.errstate(invalid="ignore"):
         expected = (np.fmod if fmod else np.mod)(a, b)
     np.testing.assert_array_equal(compiled.run(None, {"x0": a, "x1": b})[0], expected)
+
+
+INTEGERS = {"int8": np.int8, "uint8": np.uint8, "int32": np.int32, "int64": np.int64}
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_no_integer_divisor_stops_the_process(op: str, dtype: str) -> None:
+    """Where ONNX Runtime ends with an error, or the process: 0 by 0, and -2^31 by -1 wraps."""
+    least, most = np.iinfo(INTEGERS[dtype]).min, np.iinfo(INTEGERS[dtype]).max
+    cases = [(7, 0, 0, 0), (0, 0, 0, 0), (7, 2, 3, 1), (most, 1, most, 0), (most, most, 1, 0)]
+    if least:
+        cases += [(least, -1, least, 0), (least, most, -1, most - 1), (7, -1, -7, 0)]
+    a, b, quotient, remainder = np.array(cases, INTEGERS[dtype]).T.copy()
+    n = len(cases)
+    text = f"{HEAD} g ({dtype}[{n}] a, {dtype}[{n}] b) => ({dtype}[{n}] y) {{ y = {op} (a, b) }}"
+    compiled = compile(parser.parse_model(text), keep_native=True, fallback=False, check=False)
+    found = compiled.run(None, {"a": a, "b": b})[0]
+    np.testing.assert_array_equal(found, quotient if op == "Div" else remainder)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("op", ["Greater", "Less", "Equal", "Max", "Min", "Mul", "Sub"])
+def test_extreme_constants(op: str, dtype: str) -> None:
+    """TVM aborts where the bounds of an expression leave its type."""
+    info = np.iinfo(INTEGERS[dtype])
+    x = np.array([info.min, info.min + 1, 0, 1, info.max - 1, info.max], INTEGERS[dtype])
+    constants = [info.min, info.min + 1, 0, info.max - 1, info.max]
+    result = "bool" if op in COMPARING else dtype
+    nodes = "".join(f"y{i} = {op} (x, c{i}) z{i} = {op} (c{i}, x) " for i in range(5))
+    weights = ", ".join(f"{dtype} c{i} = {{{c}}}" for i, c in enumerate(constants))
+    outputs = ", ".join(f"{result}[6] y{i}, {result}[6] z{i}" for i in range(5))
+    proto = parser.parse_model(f"{HEAD} g ({dtype}[6] x) => ({outputs}) <{weights}> {{ {nodes} }}")
+    compiled = compile(proto, keep_native=True, fallback=False, check=False)
+    by_op = {"Max": np.maximum, "Min": np.minimum, "Mul": np.multiply, "Sub": np.subtract}
+    step = by_op.get(op) or getattr(np, op.lower())
+    found = compiled.run(None, {"x": x})
+    for i, c in enumerate(np.array(constants, INTEGERS[dtype])):
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(found[2 * i], step(x, c))
+            np.testing.assert_array_equal(found[2 * i + 1], step(c, x))
+
+
+SPECIAL = np.array([-5, -1, 0, 1, 2, 7, np.inf, -np.inf, np.nan, -0.0, 0.5, -2.5], np.float32)
+POWERS = {  # declaration of x, and of the constant e -> whether it is native
+    ("int32", "int32 e = {3}"): True,
+    ("int32", "float e = {2.0}"): True,
+    ("int64", "int64 e = {0}"): True,
+    ("int64", "int64 e = {17}"): False,
+    ("int32", "int32 e = {-1}"): False,
+    ("int32", "float e = {0.5}"): False,
+    ("int32", "float e = {2.5}"): False,
+    ("float", "float e = {inf}"): True,
+    ("float", "float e = {-2.0}"): True,
+    ("float", "int64 e = {3}"): True,
+}
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), POWERS)
+def test_powers(dtype: str, exponent: str) -> None:
+    proto = parser.parse_model(
+        f"{HEAD} g ({dtype}[12] x) => ({dtype}[12] y) <{exponent}> {{ y = Pow (x, e) }}"
+    )
+    x = SPECIAL if dtype == "float" else np.arange(-5, 7).astype(INTEGERS[dtype])
+    compiled = compile(proto, keep_native=True, check=False)
+    (segment,) = compiled.manifest.segments
+    assert (segment.kind == "native") == POWERS[dtype, exponent]
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(
+        compiled.run(None, {"x": x})[0], session.run(None, {"x": x})[0], rtol=2e-6
+    )
+
+
+def test_integers_as_powers_of_a_constant_are_left() -> None:
+    text = "g (int32[3] x) => (float[3] y) <float b = {2.5}> { y = Pow (b, x) }"
+    compiled = compile(parser.parse_model(f"{HEAD} {text}"), keep_native=True, check=False)
+    assert [s.kind for s in compiled.manifest.segments] == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("divisor", ["0.0", "-0.0"])
+def test_division_by_a_constant_zero(divisor: str) -> None:
+    text = f"g (float[12] x) => (float[12] y) <float b = {{{divisor}}}> {{ y = Div (x, b) }}"
+    proto = parser.parse_model(f"{HEAD} {text}")
+    compiled = compile(proto, keep_native=True, fallback=False, check=False)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    expected = session.run(None, {"x": SPECIAL})[0]
+    np.testing.assert_array_equal(compiled.run(None, {"x": SPECIAL})[0], expected)
+
+
+def test_not_a_number_is_true() -> None:
+    text = "g (float[12] x) => (bool[12] y) { y = Cast <to=9> (x) }"
+    compiled = compile(
+        parser.parse_model(f"{HEAD} {text}"), keep_native=True, fallback=False, check=False
+    )
+    found = compiled.run(None, {"x": SPECIAL})[0]
+    np.testing.assert_array_equal(found, SPECIAL != 0)

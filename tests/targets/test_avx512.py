@@ -40,7 +40,7 @@ CASES = {"digits_cnn": lambda density: cross.Case("digits_cnn", density),
 
 def run(case: bundles.Case, compiled: Compiled, cpu: str, folder: Path) -> int:
     """Compare with ONNX Runtime; the number of the code that the library picked."""
-    inputs = [f.read_bytes() for f in case.write_inputs(compiled, folder)]
+    inputs = [f.read_bytes() for f in bundles.write(compiled, case.feeds, folder)]
     code, outputs = bare_pc.run(compiled.path, inputs, cpu)
     (folder / "out").write_bytes(outputs[0])
     assert case.compare(compiled, [folder / "out"]) <= cross.LIMIT
@@ -80,7 +80,7 @@ def test_the_cpu_picks_the_code(
 
 def test_failures_are_told(levels: tuple[bundles.Case, Compiled], tmp_path: Path) -> None:
     case, compiled = levels
-    inputs = [f.read_bytes() for f in case.write_inputs(compiled, tmp_path)]
+    inputs = [f.read_bytes() for f in bundles.write(compiled, case.feeds, tmp_path)]
     with pytest.raises(bare_pc.Failed, match="error: the CPU lacks"):
         bare_pc.run(compiled.path, inputs, PENRYN)
     broken = tmp_path / "m.sg"

@@ -128,7 +128,7 @@ def test_models_equal_onnx_runtime(model: str, density: float, name: str, tmp_pa
     case = CASES[model](density)
     compiled = case.compile(target, tmp_path / "m.sg")
     (tmp_path / "program.c").write_text(PROGRAM)
-    (source,) = case.write_inputs(compiled, tmp_path)
+    (source,) = bundles.write(compiled, case.feeds, tmp_path)
     result = tmp_path / "out"
     names = [f'-DINPUT="{source}"', f'-DOUTPUT="{result}"']
     stack = boot(target, build(target, compiled, tmp_path / "program.c", *names))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import bundles
 from sparsegraph import targets, verify
 from sparsegraph.compile import load
 from tests.targets import cross
@@ -34,7 +35,7 @@ def test_loader_refuses_other_weights(tmp_path: Path) -> None:
     compiled = case.compile(targets.get("wasm"), tmp_path / "m.sg")
     weights = compiled.path / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:-64])
-    files = case.write_inputs(compiled, tmp_path)
+    files = bundles.write(compiled, case.feeds, tmp_path)
     done = cross.execute("node", cross.MODULE_RUNNER, compiled.path, *files, tmp_path / "out")
     assert done.returncode != 0
     assert "weights: found" in done.stderr
