@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import conformance
-from benchmarks.conformance import LEFT, NATIVE, SKIPPED, UNEQUAL
+from benchmarks.conformance import DECLINED, LEFT, NATIVE, SKIPPED, UNEQUAL
+from sparsegraph import targets
+from tests.targets import cross
 
 NAMES = {  # test -> outcome as it is, and with constants
     "test_attention_3d": (NATIVE, NATIVE),
@@ -28,9 +30,18 @@ NAMES = {  # test -> outcome as it is, and with constants
 }
 
 
+ELSEWHERE = {  # with constants, in a bundle; the last has no input that is read
+    "test_clip_default_int8_max": NATIVE,
+    "test_mod_uint8": NATIVE,
+    "test_constant_pad": NATIVE,
+    "test_acos": DECLINED,
+    "test_shape_clip_start": NATIVE,
+}
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return {case.name: case for case in conformance.cases(list(NAMES))}
+    return {case.name: case for case in conformance.cases([*NAMES, *ELSEWHERE])}
 
 
 @pytest.mark.parametrize("constants", [False, True])
@@ -38,6 +49,14 @@ def found() -> dict[str, Any]:
 def test_outcomes(name: str, constants: bool, found: dict[str, Any]) -> None:
     outcome = conformance.attempt(found[name], constants=constants)
     assert outcome.kind == NAMES[name][constants], outcome.note
+
+
+@pytest.mark.parametrize("target", ["c11", "armv7", "wasm"])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_outcomes_on_other_machines(name: str, target: str, found: dict[str, Any]) -> None:
+    cross.require_for(targets.get(target))
+    outcome = conformance.attempt(found[name], constants=True, target=targets.get(target))
+    assert outcome.kind == ELSEWHERE[name], outcome.note
 
 
 def test_other_values_are_unequal(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
