@@ -55,7 +55,7 @@ def _is_most(x: Expr) -> bool:
 
 def _number(x: Expr) -> float | int | None:
     """The value of a constant expression, else None."""
-    inner = getattr(x, "value", x)
+    inner: Any = getattr(x, "value", x)
     if type(inner).__name__ == "BitwiseNot":  # `expression.emit` hides some constants so
         info = np.iinfo(str(inner.ty))
         return info.min + info.max - int(inner.a.value)
@@ -64,7 +64,7 @@ def _number(x: Expr) -> float | int | None:
 
 
 def _truth(x: Expr) -> Expr:
-    """Whether x is not 0; NaN is not."""
+    """True where x is not 0, also where it is NaN."""
     if _is_bool(x):
         return x
     differs = T.NE(x, like(0, x))
