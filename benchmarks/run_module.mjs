@@ -3,17 +3,13 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
 const [folder, ...paths] = process.argv.slice(2);
-const { Model } = await import(pathToFileURL(`${folder}/model.mjs`));
+const { ARRAYS, Model } = await import(pathToFileURL(`${folder}/model.mjs`));
 const model = await Model.load(
     readFileSync(`${folder}/model.wasm`), readFileSync(`${folder}/weights.bin`));
-const arrays = {
-    float32: Float32Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array,
-    int8: Int8Array, uint8: Uint8Array,
-};
 const feeds = {};
 for (const input of model.inputs) {
     const bytes = new Uint8Array(readFileSync(paths.shift()));
-    feeds[input.name] = new arrays[input.dtype](bytes.buffer);
+    feeds[input.name] = new ARRAYS[input.dtype](bytes.buffer);
 }
 model.run(feeds);
 const results = model.run(feeds); // the second run sees what the first left in memory

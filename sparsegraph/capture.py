@@ -1,8 +1,9 @@
 """Bring a model in: ONNX file, bytes, proto or PyTorch module -> one plain static ONNX graph.
 
 After `load` or `capture`: functions inlined, constants are initializers, sparse initializers dense,
-every dimension a number, opset 23 where the converter gets there with the same outputs, and a shape
-and dtype on every value but those whose shape depends on run-time data. Nothing is folded yet.
+bfloat16 is float32, every dimension a number, opset 23 where the converter gets there with the same
+outputs, and a shape and dtype on every value but those whose shape depends on run-time data.
+Nothing is folded yet.
 """
 
 import logging
@@ -29,6 +30,7 @@ from sparsegraph.onnx_file import (
 )
 from sparsegraph.passes.expand_contrib import ExpandContrib
 from sparsegraph.passes.spread_masks import SpreadMasks
+from sparsegraph.passes.widen_half import WidenHalf
 from sparsegraph.rewrite import Fuel
 from sparsegraph.shapes import Shapes, bind, fill_from_run
 from sparsegraph.verify import Session, compare, feeds_for, tolerance
@@ -146,6 +148,7 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     _strip_private_metadata(model)
     _check_domains(model, name)
     _name_outputs(model, name)
+    _widen_bfloat16(model, name)
     bind(model, name, shapes)
     _expand(model, name)
     _infer(model, name)
@@ -201,6 +204,15 @@ def _name_outputs(model: ir.Model, name: str) -> None:
         node.outputs[0].shape = value.shape
         model.graph.append(node)
         outputs[at] = node.outputs[0]
+
+
+def _widen_bfloat16(model: ir.Model, name: str) -> None:
+    """float32 everywhere, also of inputs and outputs: ONNX Runtime and NumPy have no bfloat16."""
+    outcome = WidenHalf(ir.DataType.BFLOAT16, borders=False).run(model, Fuel())
+    if outcome.declined:
+        place = outcome.declined[0]
+        found, fix = f"bfloat16, and {place.reason}", "export it in float32"
+        raise CaptureError(message(f"model '{name}' node", place.node, found, "float32", fix))
 
 
 def _expand(model: ir.Model, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import artefact, pipeline, quantised
+from sparsegraph import artefact, half, pipeline, quantised
 from sparsegraph.capture import Source, capture
 from sparsegraph.capture import load as load_onnx
 from sparsegraph.device_tune import device_for
@@ -24,7 +24,7 @@ from sparsegraph.layers import weighted
 from sparsegraph.lower import partition
 from sparsegraph.lower.choose import Decide, smallest
 from sparsegraph.manifest import Code, Manifest
-from sparsegraph.program import Plan
+from sparsegraph.program import Plan, Program
 from sparsegraph.progress import Progress, silent
 from sparsegraph.proof import Lost, is_mixed, prove, race
 from sparsegraph.prune import Pruned
@@ -168,15 +168,17 @@ def compile(
         machines, threads, check, skip, fallback, fallback and not (keep_native or small), is_here,
         tuner, decide, report,
     )  # fmt: skip
-    models, records = [], []
+    digests, models, records = [], [], []
     plans: list[list[Plan]] = []
     for one in several:
         report("capture", 0, 1)
-        models.append(load(source, example_inputs, one))
-        made, passed = work.plan(models[-1])
+        captured = load(source, example_inputs, one)
+        digests.append(model_digest(captured))
+        model, made, passed = work.plan(captured)
+        models.append(model)
         plans.append(made)
         records.append(passed)
-    meta = {"model_sha256": model_digest(models[0]), "passes": records[0]}
+    meta = {"model_sha256": digests[0], "passes": records[0]}
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
 
     def checked(folder: Path) -> dict[str, Any]:
@@ -214,23 +216,26 @@ class _Work:
     decide: Decide | None
     report: Progress
 
-    def plan(self, model: ir.Model) -> tuple[list[Plan], list[dict[str, Any]]]:
-        """One plan per machine, and what the passes did."""
+    def plan(self, captured: ir.Model) -> tuple[ir.Model, list[Plan], list[dict[str, Any]]]:
+        """The model to compute, one plan per machine, and what the passes did."""
+        wide = half.widened(captured, verify=self.check)
+        model, widening = wide.model, [pass_record(r) for r in wide.records]
         on_pass = _counter(self.report)
         try:
             done = pipeline.optimize(model, verify=self.check, skip=self.skip, on_pass=on_pass)
         except VerifyError:
             if not (self.may_leave and quantised.has_quantised(model)):
                 raise
-            return [partition.whole_model_fallback(model, quantised.REASON)], []
+            return model, [partition.whole_model_fallback(model, quantised.REASON)], widening
         self.report("plan", 0, 1)
         if self.tuner is not None:
             self.tuner.n_layers += len(weighted(done.model))
         made = [self._lowered(done.model, machine) for machine in self.machines]
-        reason = self._why_leave(model, made[-1])
+        kept = "; ".join(d.reason for r in wide.records[:1] for d in r.declined)
+        reason = self._why_leave(model, made[-1], kept)
         if reason is not None:
             made[-1] = partition.whole_model_fallback(model, reason, made[-1])
-        return made, [pass_record(r) for r in done.records]
+        return model, made, widening + [pass_record(r) for r in done.records]
 
     def _lowered(self, model: ir.Model, machine: Target) -> Plan:
         with self.tuner.saving() if self.tuner is not None else contextlib.nullcontext():
@@ -239,12 +244,14 @@ class _Work:
                 decide=self.decide,
             )  # fmt: skip
 
-    def _why_leave(self, model: ir.Model, plan: Plan) -> str | None:
+    def _why_leave(self, model: ir.Model, plan: Plan, half_kept: str) -> str | None:
         """Why the whole model is ONNX Runtime's, as far as that is known without running it."""
         if not self.may_leave:
             return None
         if quantised.has_quantised(model) and not (self.is_here and plan.layers):
             return quantised.REASON
+        if not any(isinstance(segment, Program) for segment in plan.segments):
+            return f"half precision stays: {half_kept}" if half_kept else None
         if self.is_here and plan.estimate < WORTHWHILE:
             return f"dense kernels are estimated at {plan.estimate:.2f} of ONNX Runtime's speed"
         return None

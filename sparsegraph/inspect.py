@@ -211,13 +211,14 @@ def inspect(
         UsageError: `impose` is no share, or `tuning` no file for this target.
         UnsupportedError: an unknown target.
     """
-    from sparsegraph import pipeline, targets
+    from sparsegraph import half, pipeline, targets
 
     if impose is not None and not 0 <= impose < 1:
         fix = "write 0.9 for 90 % zeros"
         raise UsageError(message("option", "impose", impose, "0 <= share < 1", fix))
     machine = targets.get(target) if isinstance(target, str) else target
-    optimized = pipeline.optimize(model, verify=False).model
+    wide = half.widened(model, verify=False).model
+    optimized = pipeline.optimize(wide, verify=False).model
     skipped = _unprunable(optimized) if impose is not None else {}
     decide: Decide = lambda case, _, target: choose(case, target)  # noqa: E731
     if tuning is not None:

@@ -185,7 +185,8 @@ class Bias:
 
     def add(self, change: Array, name: str, graph: ir.Graph) -> None:
         """Add `change` [out]; a shared constant is copied first, a missing one is created."""
-        dtype: Any = np.float32
+        result = self.node.outputs[0].dtype
+        dtype: Any = np.float32 if result is None else result.numpy()
         current: Array = np.zeros(change.shape)
         if self.value is not None and self.value.const_value is not None:
             current = self.value.const_value.numpy()

@@ -39,7 +39,15 @@ from sparsegraph.passes.unflatten_add import UnflattenAdd
 from sparsegraph.passes.unflatten_softmax import UnflattenSoftmax
 from sparsegraph.rewrite import Decline, Fuel, Pass
 from sparsegraph.sigmoid import disagreement
-from sparsegraph.verify import Feed, Outputs, Session, compare, feeds_for, tolerance
+from sparsegraph.verify import (
+    Feed,
+    Outputs,
+    Session,
+    compare,
+    feeds_for,
+    is_wide,
+    tolerance,
+)
 
 PASSES: tuple[Pass, ...] = (
     # understand: only what depends on the input stays a node
@@ -228,7 +236,8 @@ class Judge:
         from sparsegraph import double
 
         look = double.look(after, self._reference, feed, want) if step.exact else None
-        if look is None or look.exact > tolerance(want) or not look.explains(error):
+        limit = tolerance(want, is_wide=is_wide(self._reference))
+        if look is None or look.exact > limit or not look.explains(error):
             _fail(step, before, feed, error, bound, folder)
 
 
@@ -236,7 +245,7 @@ def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:
     """Feeds, reference outputs and error bounds, without feeds that the model itself refuses."""
     if any(is_random(node) for node in model.graph.all_nodes()):
         return []
-    session = Session(model)
+    session, wide = Session(model), is_wide(model)
     cases: list[tuple[Feed, Outputs, float]] = []
     refused: VerifyError | None = None
     for feed in feeds_for(model):
@@ -245,21 +254,24 @@ def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:
         except VerifyError as error:
             refused = error
             continue
-        cases.append((feed, want, error_bound(session, feed, want)))
+        cases.append((feed, want, error_bound(session, feed, want, is_wide=wide)))
     if not cases and refused is not None:
         raise refused
     return cases
 
 
-def error_bound(session: Session, feed: Feed, want: Outputs) -> float:
+def error_bound(session: Session, feed: Feed, want: Outputs, *, is_wide: bool = False) -> float:
     """The tolerance, wider where the model itself amplifies last-bit changes of its inputs.
 
     Saturated softmax on large values does: reordering a sum then moves outputs by more than 1e-4
-    although nothing is wrong.
+    although nothing is wrong. `is_wide` as in `tolerance`: last bits of halves are no measure then.
     """
     rng = np.random.default_rng(1)
-    nudged = {name: _nudge(array, rng) for name, array in feed.items()}
-    base = tolerance(want)
+    base = tolerance(want, is_wide=is_wide)
+    nudged = {
+        name: array if is_wide and array.dtype == np.float16 else _nudge(array, rng)
+        for name, array in feed.items()
+    }
     sensitivity = compare(session.run(nudged), want)
     if not np.isfinite(sensitivity):
         return base

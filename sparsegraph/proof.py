@@ -48,9 +48,10 @@ def prove(
     for model in models:
         is_int8 = quantised.has_quantised(model)
         reference = verify.Session(model, optimize=is_int8, threads=threads if is_int8 else 0)
+        is_wide = verify.is_wide(model)
         for i, feed in enumerate(verify.feeds_for(model)):
             expected = reference.run(feed)
-            limit = max(TOLERANCE, verify.tolerance(expected))
+            limit = max(TOLERANCE, verify.tolerance(expected, is_wide=is_wide))
             error = verify.compare(own(feed), expected)
             if not is_int8:
                 error = disagreement(feed, limit, own, model, error)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsegraph import half
 from sparsegraph.batch_norm import reestimate
 from sparsegraph.budget import forward
 from sparsegraph.budget.allocate import ALLOCATIONS, FORWARD, UNIFORM
@@ -87,10 +88,18 @@ def prune(
             them `fisher` estimates from runs of the model.
         progress: `progress(done, total, layer)` is called after each layer.
 
-    Zeros are exact and existing zeros stay; the same inputs and seed give the same weights.
+    Zeros are exact and existing zeros stay; the same inputs and seed give the same weights, those
+    of float16 rounded in the end.
     Raises UsageError for a malformed recipe, one that selects no layer, masks or densities that fit
     no layer, missing calibration, feeds that are not the model's inputs, or NaN in what they give.
     """
+    wide = half.widened(model, verify=False).model
+    if wide is not model:
+        done = prune(
+            wide, recipe, calibration, masks=masks, densities=densities, gradients=gradients,
+            progress=progress,
+        )  # fmt: skip
+        return replace(done, model=half.narrowed(done.model, model))
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     feeds = [] if calibration is None else checked(model, calibration)
     if recipe.needs_calibration and not feeds:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph import artefact, delta, pipeline
+from sparsegraph import artefact, delta, half, pipeline
 from sparsegraph.compile import Compiled, Shapes, chosen_by, load, model_digest, pass_record
 from sparsegraph.errors import UnsupportedError, UsageError, message
 from sparsegraph.lower import partition
@@ -86,13 +86,18 @@ def compile_tasks(
     models: dict[str | None, list[ir.Model]] = {}
     plans: dict[str | None, list[Plan]] = {}
     records: list[dict[str, Any]] = []
+    digest = ""
     for one in several:
         report("capture", 0, 1)
         model = load(base, None, one)
-        found: dict[str | None, ir.Model] = {None: model}
-        found |= {name: _of_task(model, name, given, one) for name, given in tasks.items()}
+        digest = digest or model_digest(model)
+        given: dict[str | None, ir.Model] = {None: model}
+        given |= {name: _of_task(model, name, task, one) for name, task in tasks.items()}
+        wide = {name: half.widened(task, verify=check) for name, task in given.items()}
+        found = {name: done.model for name, done in wide.items()}
         slim = _optimized(found, skip, report, check=check)
-        records = records or [pass_record(r) for r in slim[None].records]
+        passes = [*wide[None].records, *slim[None].records]
+        records = records or [pass_record(r) for r in passes]
         passed = {name: done.model for name, done in slim.items()}
         with saving():
             alike = _alike(passed, machine, threads, decide)
@@ -113,7 +118,7 @@ def compile_tasks(
         return {**rows.pop(None), "tasks": rows}
 
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
-    meta = {"model_sha256": model_digest(models[None][0]), "passes": records}
+    meta = {"model_sha256": digest, "passes": records}
     manifest = artefact.write(plan, machine, path, meta, report, proved)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest, None if tuner is None else str(tuner))

@@ -26,10 +26,12 @@ T: Any = builder  # TVM makes these names at run time
 tirx: Any = tir
 Expr = Any  # a tirx expression; TVM's classes are not typed
 
+STORED_AS = {"bool": "uint8", "float16": "uint16"}  # bits that kernels load and store
 UNBOUNDED = 1 << 30  # declared length of a pointer argument: sizes are run-time arguments
 C_TYPES = {
     "float32": "float", "int64": "int64_t", "int32": "int32_t", "int8": "int8_t",
     "uint8": "uint8_t", "uint16": "uint16_t", "bool": "uint8_t", "float64": "double",
+    "float16": "uint16_t",
 }  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def function(name: str, params: Signature) -> Iterator[dict[str, Expr]]:
         args: dict[str, Expr] = {}
         for p in (*params, *RANGE):
             if p.is_pointer:
-                dtype = "uint8" if p.dtype == "bool" else p.dtype
+                dtype = STORED_AS.get(p.dtype, p.dtype)
                 args[p.name] = T.arg(p.name, T.buffer((UNBOUNDED,), dtype, align=1))
             else:
                 scalar = {"int32": T.int32, "float32": T.float32}[p.dtype]

@@ -4,6 +4,9 @@ export type TensorData =
     | Float32Array | Float64Array | Uint8Array | Int8Array | Uint16Array | Int16Array
     | Int32Array | BigInt64Array;
 
+/** By NumPy's name of a type, what holds its numbers; of `float16`, which has no array, the bits. */
+export const ARRAYS: Readonly<Record<string, new (size: number) => TensorData>>;
+
 export interface Tensor {
     /** As in the ONNX model. */
     readonly name: string;

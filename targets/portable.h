@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __GNUC__ /* a model may compare bytes with what no byte is */
+#pragma GCC diagnostic ignored "-Wtype-limits"
+#endif
+
 #define SG_MIN_MAX(name, type)                                                                   \
     static inline type sg_min_##name(type a, type b) { return a < b ? a : b; }                   \
     static inline type sg_max_##name(type a, type b) { return a > b ? a : b; }

@@ -9,7 +9,7 @@ from itertools import count
 
 import onnx_ir as ir
 
-from sparsegraph import targets
+from sparsegraph import half, targets
 from sparsegraph.budget.measured import (
     FEW_RUNS,
     N_TIMED,
@@ -100,6 +100,14 @@ def prune_within(
     by times in place.
     Raises UsageError for anything but one limit, BudgetError when it is out of reach.
     """
+    wide = half.widened(model, verify=False).model
+    if wide is not model:
+        done = prune_within(
+            wide, recipe, calibration, limits, target=target, loss=loss, time=time,
+            progress=progress,
+        )  # fmt: skip
+        narrow = half.narrowed(done.pruned.model, model)
+        return replace(done, pruned=replace(done.pruned, model=narrow))
     if len(limits) != 1:
         need, fix = "exactly one", "drop the others"
         raise UsageError(message("budget", ", ".join(limits), f"{len(limits)} limits", need, fix))

@@ -30,6 +30,7 @@ _FEW_POINTS = 16  # of an image; from there on they fill most of a tile
 SLACK_BYTES = 1024  # kernels may read past the end of a temporary, never write
 DTYPES = {
     ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",  # for casts alone
     ir.DataType.INT64: "int64",
     ir.DataType.INT32: "int32",
     ir.DataType.BOOL: "bool",

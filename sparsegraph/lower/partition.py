@@ -183,7 +183,8 @@ def _refusal(node: ir.Node) -> str | None:
         shape = static_shape(value)
         if shape is None:
             return f"the shape of '{value.name}' depends on run-time data"
-        if value.dtype not in DTYPES:
+        is_half = value.dtype == ir.DataType.FLOAT16
+        if value.dtype not in DTYPES or (is_half and node.op_type != "Cast"):
             return f"'{value.name}' has type {value.dtype}"
         if 0 in shape and constant(value) is None:
             return f"'{value.name}' has no elements"

@@ -198,6 +198,8 @@ class _Search:
 
 def refusal(node: ir.Node) -> str | None:
     """Why no kernel computes an element-wise node, or None."""
+    if node.op_type != "Cast" and any(v is not None and is_half(v) for v in node.inputs):
+        return "numbers of half precision"
     if node.op_type != "Pow":
         return None
     base, exponent = node.inputs
@@ -211,6 +213,10 @@ def refusal(node: ir.Node) -> str | None:
     if scalar_of(base) is not None and _is_integer(exponent):
         return "a constant to the power of integers"
     return None
+
+
+def is_half(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT16
 
 
 def _is_integer(value: ir.Value) -> bool:
@@ -248,8 +254,7 @@ def tree_of(node: ir.Node, inputs: Sequence[Tree | None]) -> Tree:
         return ("Clip", inputs[0], low, high)
     children = [t for t in inputs if t is not None]
     if op == "Cast":
-        dtype = ir.DataType(int(_number(node, "to", 1)))
-        return ("Cast", *children, ("type", np.dtype(dtype.numpy()).name))
+        return _cast(node, children[0])
     if op == "Gelu" and attribute(node, "approximate", "none") == "tanh":
         return ("GeluTanh", *children)
     if op in ("Sum", "Max", "Min"):
@@ -258,6 +263,18 @@ def tree_of(node: ir.Node, inputs: Sequence[Tree | None]) -> Tree:
         return ("Mul", _fold("Add", children), ("const", 1.0 / len(children)))
     numbers = [("const", _number(node, name, value)) for name, value in _NUMBERS.get(op, ())]
     return (op, *children, *numbers)
+
+
+def _cast(node: ir.Node, x: Tree) -> Tree:
+    """Halves only by way of float32."""
+    value, result = node.inputs[0], node.outputs[0]
+    assert value is not None
+    to = ir.DataType(int(_number(node, "to", 1)))
+    if is_half(value):
+        x = ("FromHalf", x)
+    if is_half(result):
+        return ("ToHalf", x if is_half(value) else ("Cast", x, ("type", "float32")))
+    return ("Cast", x, ("type", np.dtype(to.numpy()).name))
 
 
 def _fold(op: str, children: Sequence[Tree]) -> Tree:

@@ -21,7 +21,7 @@ from sparsegraph.targets.target import Target
 
 CODES = {
     "float32": "f", "float64": "d", "int64": "l", "int32": "i", "bool": "b", "uint8": "u",
-    "int8": "c", "uint16": "h",
+    "int8": "c", "uint16": "h", "float16": "e",
 }  # fmt: skip
 CHUNK = 16384  # elements of one item of a RowMap: 10 us of copying, so threads cost little
 

@@ -7,10 +7,11 @@ A tree is `("arg", i)`, `("const", number)`, `("type", name)` or `(operator, chi
     ("Cast", ("arg", 0), ("type", "int64"))
 
 A constant takes the type of its siblings (float32 if there is none). Numbers are Python numbers.
-Bool values are stored as uint8 of 0 and 1; inside an expression any operand that is not bool
+Halves are bits that `FromHalf` reads and `ToHalf` makes; nothing else takes them. Bool values are
+stored as uint8 of 0 and 1; inside an expression any operand that is not bool
 counts as true where it is not 0. NaN goes through every operator (also Relu, Clip, Max, Min), as
 in ONNX Runtime, save comparisons and ThresholdedRelu; exp overflows to inf; sigmoid(-200) is 0.
-Errors of the functions: targets/kernels/math.py. Integer division by zero is undefined, as in C.
+Errors of the functions: targets/kernels/math.py. Of integers quotient and remainder by 0 are 0.
 """
 
 import hashlib
@@ -127,6 +128,8 @@ def dtype(tree: Tree, arg_dtypes: Sequence[str]) -> str:
         return "bool"
     if tree[0] == "Cast":
         return str(tree[2][1])
+    if tree[0] in ("FromHalf", "ToHalf"):
+        return "float32" if tree[0] == "FromHalf" else "float16"
     children = tree[2:] if tree[0] == "Where" else tree[1:]
     typed = [c for c in children if c[0] != "const"]
     return dtype(typed[0], arg_dtypes) if typed else "float32"

@@ -152,6 +152,33 @@ def below(x: Expr, bound: Expr) -> Expr:
     return hold(select(x > bound, bound, x))
 
 
+def from_half(half: Expr) -> Expr:
+    """float32 of the bits of float16 (uint16), exactly; nothing on the way is a denormal."""
+    half = hold(cast(half, "int32"))
+    magnitude = hold(half & like(0x7FFF, half))
+    shifted = hold(_shift_left(magnitude, 13))
+    normal = bits(shifted + like((127 - 15) << 23, half), "float32")
+    special = bits(shifted + like((255 - 31) << 23, half), "float32")
+    small = cast(magnitude, "float32")
+    value = select(magnitude < like(0x7C00, half), normal, special)
+    value = select(magnitude < like(0x0400, half), small * like(2.0**-24, small), value)
+    value = hold(value)
+    return select(magnitude < half, like(-1.0, value) * value, value)
+
+
+def to_half(x: Expr) -> Expr:
+    """Bits of float16 (uint16), rounded to the nearest, ties to even; above 65504 soon inf."""
+    code = hold(bits(x, "int32"))
+    size = hold(T.abs(x))
+    tiny = bits(size + like(0.5, x), "int32") - like(0x3F000000, code)  # 0.5 has steps of 2^-24
+    capped = hold(bits(below(size, like(65536.0, x)), "int32"))
+    odd = _shift_right(capped, 13) & like(1, code)
+    rounded = _shift_right(capped + odd + like(0xFFF, code), 13)
+    value = hold(select(size < like(2.0**-14, x), tiny, rounded - like((127 - 15) << 10, code)))
+    value = select(is_nan(x), like(0x7E00, code), value)
+    return cast(value + select(code < like(0, code), like(0x8000, code), like(0, code)), "uint16")
+
+
 def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's rule, lowest power first."""
     result = like(coefficients[-1], x)

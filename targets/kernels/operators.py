@@ -367,4 +367,6 @@ OPERATORS: dict[str, Operator] = {
     "Not": Operator(lambda x: T.Not(_truth(x)), np.logical_not),
     "IsNaN": Operator(math.is_nan, np.isnan),
     "Cast": Operator(_cast, np_cast),
+    "FromHalf": Operator(math.from_half, lambda x: np.asarray(x, np.float32)),
+    "ToHalf": Operator(math.to_half, lambda x: np.asarray(x, np.float16)),
 }

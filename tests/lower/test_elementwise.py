@@ -104,6 +104,26 @@ def test_no_integer_divisor_stops_the_process(op: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_constant_divisors(op: str, dtype: str) -> None:
+    """0 and -1 have no code of their own in LLVM: 0 is undefined, and so is -2^31 by -1."""
+    info = np.iinfo(INTEGERS[dtype])
+    x = np.array([info.min, info.min + 1, 0, 1, info.max], INTEGERS[dtype])
+    divisors = [0, 1, 3] + [-1, -3] * (info.min < 0)
+    nodes = "".join(f"y{i} = {op} (x, b{i}) " for i in range(len(divisors)))
+    constants = ", ".join(f"{dtype} b{i} = {{{b}}}" for i, b in enumerate(divisors))
+    outputs = ", ".join(f"{dtype}[5] y{i}" for i in range(len(divisors)))
+    text = f"{HEAD} g ({dtype}[5] x) => ({outputs}) <{constants}> {{ {nodes} }}"
+    compiled = compile(parser.parse_model(text), keep_native=True, fallback=False, check=False)
+    for by, found in zip(divisors, compiled.run(None, {"x": x}), strict=True):
+        signs = np.sign(x) * np.sign(by)
+        quotients = [abs(a) // abs(by or 1) * s for a, s in zip(map(int, x), map(int, signs))]
+        expected = quotients if op == "Div" else [int(a) % (by or 1) for a in x]
+        wrapped = (np.array(expected, object) - info.min) % (info.max - info.min + 1) + info.min
+        np.testing.assert_array_equal(found, wrapped.astype(x.dtype))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("op", ["Greater", "Less", "Equal", "Max", "Min", "Mul", "Sub"])
 def test_extreme_constants(op: str, dtype: str) -> None:
     """TVM aborts where the bounds of an expression leave its type."""
@@ -159,6 +179,13 @@ def test_integers_as_powers_of_a_constant_are_left() -> None:
     text = "g (int32[3] x) => (float[3] y) <float b = {2.5}> { y = Pow (b, x) }"
     compiled = compile(parser.parse_model(f"{HEAD} {text}"), keep_native=True, check=False)
     assert [s.kind for s in compiled.manifest.segments] == ["onnxruntime"]
+
+
+def test_what_stands_before_such_a_power_is_native() -> None:
+    text = """g (int32[3] x) => (float[3] y) <float b = {2.5}, int32 k = {1}> {
+        a = Add (x, k)  y = Pow (b, a) }"""
+    compiled = compile(parser.parse_model(f"{HEAD} {text}"), keep_native=True, check=False)
+    assert [s.kind for s in compiled.manifest.segments] == ["native", "onnxruntime"]
 
 
 @pytest.mark.parametrize("divisor", ["0.0", "-0.0"])

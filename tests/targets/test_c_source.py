@@ -7,7 +7,10 @@ import pytest
 from sparsegraph.targets import c_source
 from sparsegraph.targets.kernels.product import Product
 
+from benchmarks import bundles
 from sparsegraph import targets
+from sparsegraph.compile import compile
+from tests.passes.check import parse
 from tests.targets import cross
 
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -53,6 +56,30 @@ def test_array_holds_the_weights(tmp_path: Path) -> None:
     done = cross.execute("sh", "-c", f"{program} > {out}")
     assert done.returncode == 0
     assert out.read_bytes() == data
+
+
+BYTES = """g ({0}[9] x, {0}[9] d)
+=> ({0}[9] c, {0}[9] e, {0}[9] s, {0}[9] m, bool[9] l, {0}[9] q) {{
+    c = Clip(x, low, high)  e = Clip(x, two, high)  s = Sign(x)  m = Max(x, low)
+    l = Less(x, low)  q = Div(x, d) }}"""
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_what_is_always_true_of_bytes(kind: str, tmp_path: Path) -> None:
+    cross.require("gcc")
+    info = np.iinfo(kind)
+    numbers = {"low": info.min, "high": info.max, "two": 2}
+    model = parse(BYTES.format(kind), **{k: np.array(n, kind) for k, n in numbers.items()})
+    path = tmp_path / "m.sg"
+    compiled = compile(model, "c11", output=path, check=False, fallback=False)
+    x = np.array([info.min, info.min + 1, 0, 1, 2, 3, 99, info.max - 1, info.max], kind)
+    command = [cross.build_source(path, "gcc", *SANITIZE), path / "weights.bin", 1]
+    files = bundles.run(compiled, {"x": x, "d": np.full(9, 2, kind)}, *command)
+    found = bundles.read(compiled, files)
+    wide = x.astype(int)
+    wanted = [x, np.maximum(x, 2), np.sign(x), x, x < info.min, np.trunc(wide / 2)]
+    for own, value in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(own, value)
 
 
 def test_equal_kernels_give_equal_text() -> None:

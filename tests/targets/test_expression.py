@@ -61,6 +61,8 @@ TREES: list[tuple[tuple, tuple[str, ...]]] = [
     *((("Cast", A, ("type", to)), (T,)) for to in (F, L)),
     (("Cast", ("Xor", A, ("Less", B, const(0.0))), ("type", F)), (T, F)),
     (("Mul", ("Sigmoid", ("Add", A, B)), ("Add", A, B)), (F, F)),
+    (("Add", ("FromHalf", A), const(1.0)), ("float16",)),
+    (("ToHalf", ("Neg", A)), (F,)),
 ]
 KERNELS = [Apply(tree, lanes, types) for tree, types in TREES for lanes in (1, 8)]
 
@@ -79,7 +81,7 @@ def sample(dtype: str, seed: int) -> np.ndarray:
         return host.aligned(np.where(x == 0, 4, x) if seed else x)
     x = (rng.standard_normal(128) * 3).astype(np.float32)
     x[:8] = [0.5, 1.5, 2.5, -0.5, -1.5, 0.0, 100.0, -100.0]
-    return host.aligned(x)
+    return host.aligned(x.astype(dtype))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)

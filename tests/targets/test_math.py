@@ -57,6 +57,8 @@ KERNELS = [
     *(Apply((op, A), lanes, ("float32",)) for op in BOUNDS for lanes in LANES),
     *(Apply((op, A), lanes, ("float32",)) for op in ("Sin", "Cos") for lanes in (1, 8)),
     *(Apply(("Pow", A, B), lanes, ("float32", "float32")) for lanes in (1, 8)),
+    *(Apply(("FromHalf", A), lanes, ("float16",)) for lanes in (1, 8)),
+    *(Apply(("ToHalf", A), lanes, ("float32",)) for lanes in (1, 8)),
 ]
 EDGES = [
     0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-40, 1.17549435e-38, 1, -1, 88.72, 88.73,
@@ -112,6 +114,33 @@ def test_whole_range(op: str, lanes: int, library: host.Library) -> None:
             expected[x == -np.inf] = np.nan
     found = apply(library, Apply((op, A), lanes, ("float32",)), x)
     assert_within(found, expected, relative, absolute, x)
+
+
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_halves(lanes: int, library: host.Library) -> None:
+    """Every float16, what lies between them and next to that, and all magnitudes, bit by bit."""
+    halves = host.aligned(np.arange(1 << 16, dtype=np.uint16).view(np.float16))
+    singles = halves.astype(np.float32)
+    found = host.empty(halves.size)
+    library.call(
+        Apply(("FromHalf", A), lanes, ("float16",)), found, halves, end=halves.size // lanes
+    )
+    is_nan = np.isnan(singles)
+    np.testing.assert_array_equal(found.view("u4")[~is_nan], singles.view("u4")[~is_nan])
+    assert np.isnan(found[is_nan]).all()
+    with np.errstate(invalid="ignore"):
+        between = (singles[1:].astype(np.float64) + singles[:-1]).astype(np.float32) / 2
+    near = [np.nextafter(between, np.float32(end)) for end in (np.inf, -np.inf)]
+    edges = np.float32([65504, 65519.996, 65520, 65536, 1e38, -65520])
+    x = np.concatenate([singles, between, *near, edges, sample()])
+    x = host.aligned(x[: x.size // lanes * lanes])
+    with np.errstate(over="ignore"):
+        wanted = x.astype(np.float16)
+    given = host.empty(x.size, np.float16)
+    library.call(Apply(("ToHalf", A), lanes, ("float32",)), given, x, end=x.size // lanes)
+    is_nan = np.isnan(wanted)
+    np.testing.assert_array_equal(given.view("u2")[~is_nan], wanted.view("u2")[~is_nan])
+    assert np.isnan(given[is_nan]).all()
 
 
 @pytest.mark.parametrize("lanes", LANES)
