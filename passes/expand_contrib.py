@@ -9,8 +9,8 @@ knows it), SkipLayerNormalization, Gelu, BiasGelu and FastGelu. `capture` does t
 loads: later passes read plain ONNX, and shapes are known behind it. Norms compute in float32, as
 ONNX Runtime does inside.
 
-Declines when: a mean or an inverse deviation is read, the norm is not over the last axis, or an
-activation is in a model of half precision or of an opset without Erf.
+Declines when: a mean or an inverse deviation is read, the norm is not over the last axis, an
+activation is of half precision, or of an unknown type in a model with halves, or there is no Erf.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,13 +46,19 @@ class ExpandContrib(RewritePass):
         if "Gelu" in node.op_type:
             if _opset(graph) < _HAS_ERF:
                 return decline(node, f"opset {_opset(graph)} has no Erf, {_HAS_ERF} has")
-            if any(v.dtype in _HALVES for v in (*graph.initializers.values(), *graph.inputs)):
-                return decline(node, "the model holds numbers of half precision")
+            if _may_be_half(node, graph):
+                return decline(node, "it may compute in half precision")
         return node
 
     def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:
         """The outputs, one that nobody reads standing for any."""
         return _RULES[found.op_type](_Parts(found, build))
+
+
+def _may_be_half(node: ir.Node, graph: ir.Graph) -> bool:
+    known = [v.dtype for v in node.inputs if v is not None and v.dtype is not None]
+    everything = (v.dtype for v in (*graph.initializers.values(), *graph.inputs))
+    return any(kind in _HALVES for kind in known or everything)
 
 
 class _Parts:

@@ -222,6 +222,13 @@ def test_bits_of_halves_are_not_widened() -> None:
         capture.load(model)
 
 
+def test_onnxruntimes_own_operators_of_halves() -> None:
+    opsets = 'opset_import: ["" : 22, "com.microsoft" : 1]'
+    text = "g (float16[3,8] x) => (float16[3,8] y) { y = com.microsoft.FastGelu(x) }"
+    model = load(parser.parse_model(f"<ir_version: 10, {opsets}> {text}"))
+    assert compile(model, keep_native=True).fallback_nodes == []
+
+
 def test_an_input_that_is_an_output_and_constants_of_types() -> None:
     text = """g (float16[3] x, float[3] f) => (float16[3] y, float16[3] z, float[3] w) {
         y = Identity(x)  s = Shape(x)  k = ConstantOfShape<value = float16[1] {16384}>(s)
