@@ -244,8 +244,6 @@ def always_dense(layer: Layer) -> str:
         return "depthwise: each output reads one input, its kernel is dense"
     if not layer.is_convolution and layer.array().ndim > 2:
         return "one weight per batch entry"
-    if layer.weight_at != 1:
-        return "the weight is the left operand"
     return ""
 
 
@@ -325,6 +323,8 @@ def operands(layer: Layer, target: Target) -> Operands | None:
     if not layer.is_convolution:
         axis = len(x) - 1
         images, points = split_points(y, len(y) - 1, together=True)
+        if layer.weight_at == 0:
+            images, points = int(np.prod(y[:-2])), y[-1]
         source = points
     else:
         if len(y) > 4:

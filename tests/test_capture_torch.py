@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsegraph.capture import capture
+from sparsegraph.compile import compile
 from sparsegraph.errors import CaptureError
 from sparsegraph.graph import constant
 from sparsegraph.pipeline import optimize
@@ -228,3 +229,59 @@ def test_no_source_paths_of_this_machine_remain() -> None:
     model = capture(nn.Linear(4, 4), (torch.randn(1, 4),))
     text = str(ir.to_proto(model))
     assert ".py" not in text
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # PyTorch: in beta state
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr"])
+def test_weights_of_sparse_layouts(layout: str) -> None:
+    """The module is as it was afterwards, and its products are sparse kernels."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            mask = torch.rand(16, 1, 32, 1) < 0.2
+            blocks = (torch.randn(16, 4, 32, 4) * mask).reshape(64, 128)
+            made = {
+                "csr": blocks.to_sparse_csr, "csc": blocks.to_sparse_csc, "coo": blocks.to_sparse,
+                "bsr": lambda: blocks.to_sparse_bsr((4, 4)),
+            }  # fmt: skip
+            self.weight = torch.nn.Parameter(made[layout](), requires_grad=False)
+            self.register_buffer("again", made[layout]())
+            self.plain = blocks.to_sparse_csr()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.sparse.mm(self.plain, x)
+            if layout in ("csr", "coo"):
+                y = y + torch.sparse.mm(self.again, x)
+            return y + self.weight @ x
+
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(128, 32)
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    compiled = compile(net, example_inputs=(x,), keep_native=True)
+    assert compiled.fallback_nodes == []
+    assert {layer["format"] for layer in compiled.manifest.layers} == {"coded"}
+    np.testing.assert_allclose(compiled(x.numpy()), wanted, rtol=1e-4, atol=1e-4)
+    assert net.weight.layout == net.again.layout != torch.strided
+    assert isinstance(net.weight, torch.nn.Parameter)
+    assert net.plain.layout == torch.sparse_csr
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_sparse_tensors_of_an_exported_program() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            w = torch.randn(64, 128) * (torch.rand(64, 128) < 0.1)
+            self.weight = torch.nn.Parameter(w.to_sparse_csr(), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, self.weight)
+
+    net, x = Net().eval(), torch.randn(32, 128)
+    program = torch.export.export(net, (x,))
+    compiled = compile(program, example_inputs=(x,), keep_native=True)
+    np.testing.assert_allclose(compiled(x.numpy()), net(x).numpy(), rtol=1e-4, atol=1e-5)
+    assert program.state_dict["weight"].layout == torch.sparse_csr

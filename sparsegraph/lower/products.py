@@ -35,31 +35,44 @@ _PART = 48  # rows; groups of 2, 3 and 4 rows and whole cache lines of the resul
 
 
 def lower_matmul(b: Builder, node: ir.Node) -> None:
-    """Activations [..., K] times a constant [K, N], or two activations."""
-    x, weight = node.inputs[0], constant(node.inputs[1])
-    assert x is not None
-    if weight is None or weight.ndim != 2:
-        lower_matrices(b, node)
+    """Activations times a constant matrix on either side, or two activations."""
+    left, right = node.inputs[0], node.inputs[1]
+    assert left is not None
+    assert right is not None
+    for weight, x in ((constant(right), left), (constant(left), right)):
+        if weight is None or weight.ndim != 2 or len(shape_of(x)) < 2:
+            continue
+        if x is left:
+            lower_linear(b, node, x, np.ascontiguousarray(weight.T), None)
+        else:
+            rank = len(shape_of(x))
+            _lower_across(b, node, x, rank - 2, np.ascontiguousarray(weight), None, rank - 2)
         return
-    lower_linear(b, node, x, np.ascontiguousarray(weight.T), None, node.inputs[1])
+    lower_matrices(b, node)
 
 
 def lower_gemm(b: Builder, node: ir.Node) -> None:
-    """alpha * A * B + beta * C with constant B and C."""
-    x, weight = node.inputs[0], constant(node.inputs[1])
-    assert x is not None
-    if weight is None or attribute(node, "transA", 0):
-        raise Declined("Gemm needs a constant B and an untransposed A")
-    if not attribute(node, "transB", 0):
+    """alpha * A * B + beta * C with one of A and B constant, and C."""
+    sides = node.inputs[:2]
+    at = 1 if constant(sides[1]) is not None else 0
+    x, weight = sides[1 - at], constant(sides[at])
+    if x is None or weight is None:
+        raise Declined("neither A nor B is constant")
+    flags = [bool(attribute(node, flag, 0)) for flag in ("transA", "transB")]
+    if flags[at] != bool(at):  # to [rows of the result, columns]
         weight = weight.T
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant(node.inputs[2])
-        if bias is None or bias.size not in (1, weight.shape[0]):
-            raise Declined("Gemm's C is not a constant vector")
-        bias = float_attribute(node, "beta", 1.0) * np.broadcast_to(bias.ravel(), weight.shape[0])
+        wanted = (1, len(weight)) if at else (len(weight), 1)
+        if bias is None or np.broadcast_shapes(bias.shape, wanted) != wanted:
+            raise Declined("Gemm's C is not a constant per feature")
+        bias = np.broadcast_to(bias, wanted).ravel() * float_attribute(node, "beta", 1.0)
     weight = np.ascontiguousarray(float_attribute(node, "alpha", 1.0) * weight, np.float32)
-    lower_linear(b, node, x, weight, bias, node.inputs[1])
+    if at and not flags[0]:
+        lower_linear(b, node, x, weight, bias)
+    else:
+        _lower_across(b, node, x, int(flags[1 - at] != bool(at)), weight, bias, at)
 
 
 def lower_linear(
@@ -68,35 +81,67 @@ def lower_linear(
     x: ir.Value,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    source: ir.Value | None,
 ) -> None:
     """weight [N, K] times the last axis of x."""
     shape = shape_of(x)
     if len(shape) < 2:
         raise Declined("activations of rank 1")
-    result = node.outputs[0]
-    if _lower_single(b, node, x, weight, bias, result):
+    images, points = split_points(shape, len(shape) - 1, together=True)
+    axis = len(shape_of(node.outputs[0])) - 1
+    if points == 1 and _lower_single(b, node, x, len(shape) - 1, images, weight, bias, axis):
         return
     stored = b.feature(x, len(shape) - 1)
-    layout = _result_layout(stored.fm, len(shape_of(result)) - 1)
-    emit_product(b, [node], stored, weight, bias, result, layout, None)
+    layout = _result_layout(stored.fm, axis)
+    emit_product(b, [node], stored, weight, bias, node.outputs[0], layout, None)
+
+
+def _lower_across(
+    b: Builder, node: ir.Node, x: ir.Value, axis: int, weight: np.ndarray,
+    bias: np.ndarray | None, result_axis: int,
+) -> None:  # fmt: skip
+    """weight [N, K] times `axis` of x, one of the last two; `result_axis` is that of the result.
+
+    Where features come before points, rows are planes as they lie.
+    """
+    shape = shape_of(x)
+    images, points = int(np.prod(shape[:-2])), shape[-1 if axis < len(shape) - 1 else -2]
+    if points == 1 and _lower_single(b, node, x, axis, images, weight, bias, result_axis):
+        return
+    if x.dtype != ir.DataType.FLOAT:
+        raise Declined(f"'{x.name}' is {x.dtype}, products take float32")
+    result = node.outputs[0]
+    if points == 1 and images > 1:  # those of all images, as one
+        stored = b.to_feature(x, replace(b.row(x), shape=(images, weight.shape[1])), 1)
+        layout = _result_layout(stored.fm, result_axis)
+        result, bias, added = _absorb_bias(b, result, bias, len(weight), layout)
+        region = regions.grow(result, lambda _: None)
+        _product_to_rows(b, [node, *added, *region.nodes], stored, weight, bias, region, layout)
+        return
+    if len(shape) > 3:
+        stored = b.to_feature(x, replace(b.row(x), shape=(images, *shape[-2:])), 1)
+    else:
+        stored = b.feature(x, axis)
+    emit_product(
+        b, [node], stored, weight, bias, result, _result_layout(stored.fm, result_axis), None
+    )
 
 
 def _lower_single(
-    b: Builder, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: np.ndarray | None,
-    result: ir.Value,
+    b: Builder, node: ir.Node, x: ir.Value, axis: int, images: int, weight: np.ndarray,
+    bias: np.ndarray | None, result_axis: int,
 ) -> bool:  # fmt: skip
-    """Lower a product of single points, whose activations need no layout of their own, if it is."""
-    shape, axis = shape_of(x), len(shape_of(result)) - 1
-    images, points = split_points(shape, len(shape) - 1, together=True)
-    layout = blocked(images, len(weight), 1, axis, b.target)
-    if points != 1 or images > MOST_IMAGES or weight.shape[1] > MOST_COLUMNS:
+    """Lower a product of single points, whose activations need no layout of their own, if it can.
+
+    `axis` of x is that of the columns, `result_axis` that of the rows.
+    """
+    if images > MOST_IMAGES or weight.shape[1] > MOST_COLUMNS:
         return False
-    result, bias, added = _absorb_bias(b, result, bias, len(weight), layout)
+    layout = blocked(images, len(weight), 1, result_axis, b.target)
+    result, bias, added = _absorb_bias(b, node.outputs[0], bias, len(weight), layout)
     region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
     if len(region.operands) > 3 or not single_point.is_plain(region):
         return False
-    stored = b.single(x, len(shape) - 1, images)
+    stored = b.single(x, axis, images)
     step_single(b, [node, *added, *region.nodes], stored, weight, bias, region, layout)
     return True
 
@@ -215,7 +260,7 @@ def emit_product(
         return
 
     def make() -> None:
-        to = _own_planes(b, region.result, x, window)
+        to = None if is_last else _own_planes(b, region.result, x, window, layout.axis)
         in_planes = direct.wants_planes(b.target, window)
         to = to or b.new_feature(region.result, layout, is_planar=in_planes)
         step_product(b, nodes, x, weight, bias, to, window, region)
@@ -224,17 +269,19 @@ def emit_product(
         make()
 
 
-def _own_planes(b: Builder, result: ir.Value, x: Stored, window: Window | None) -> Stored | None:
+def _own_planes(
+    b: Builder, result: ir.Value, x: Stored, window: Window | None, axis: int
+) -> Stored | None:
     """The caller's planes for a pointwise product, unless partial sums would wait there for long.
 
     Planes are often a power of two apart: what does not stay in the cache is slow to read again.
     """
-    if window is None or not window.is_pointwise:
+    if window is not None and not window.is_pointwise:
         return None
     panel, n_bytes = 4 * x.fm.features * x.fm.block, 4 * int(np.prod(shape_of(result)))
     if panel > b.target.l1_bytes and n_bytes > b.target.l2_bytes:
         return None
-    return b.own_planes(result, 1)
+    return b.own_planes(result, axis)
 
 
 def _product_to_rows(
