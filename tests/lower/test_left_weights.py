@@ -6,9 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsegraph import verify
+from sparsegraph import pipeline, targets, verify
 from sparsegraph.compile import compile
 from sparsegraph.inspect import inspect
+from sparsegraph.lower import partition
+from sparsegraph.program import Program
 from tests.passes.check import parse
 
 LEADS = ((), (1,), (3,), (9,), (2, 3))
@@ -57,7 +59,7 @@ def test_chains_and_what_they_read(points: int) -> None:
 
 @pytest.mark.parametrize(
     ("at", "left", "right", "bias"),
-    itertools.product((0, 1), (0, 1), (0, 1), (None, (1, 1), "feature")),
+    list(itertools.product((0, 1), (0, 1), (0, 1), (None, (1, 1), "feature"))),
 )
 def test_every_form_of_gemm(at: int, left: int, right: int, bias: object) -> None:
     m, k, n = 24, 56, 24
@@ -99,3 +101,41 @@ def test_integers_are_left() -> None:
     model = parse(text, w=np.ones((5, 8), np.int32))
     compiled = compile(model, keep_native=True)
     assert len(compiled.fallback_nodes) == 1
+
+
+TURNED = {  # what is read -> kernel calls: into features, products, out of them
+    "left": ("g (float[48,96] x) => (float[40,48] y) { t = Transpose(x) y = MatMul(w, t) }", 3),
+    "and_back": (
+        """g (float[48,96] x) => (float[48,40] y) {
+        t = Transpose(x)  z = MatMul(w, t)  y = Transpose(z) }""",
+        3,
+    ),
+    "gemm": (
+        "g (float[96,48] x) => (float[48,40] y) { t = Transpose(x) y = Gemm<transB=1>(t, w) }",
+        3,
+    ),
+    "mixer": (
+        """g (float[2,96,48] x) => (float[2,40,48] y) {
+        t = Transpose<perm=[0,2,1]>(x)  z = MatMul(t, v)  a = Gelu(z)
+        y = Transpose<perm=[0,2,1]>(a) }""",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TURNED)
+def test_transposes_before_products_move_nothing(case: str) -> None:
+    text, n_steps = TURNED[case]
+    made = {"w": matrix(40, 96), "v": matrix(96, 40)}
+    model = parse(text, **{k: v for k, v in made.items() if f"{k}," in text or f", {k})" in text})
+    check(model, ["coded"])
+    optimized = pipeline.optimize(model, verify=False).model
+    (program,) = partition.plan(optimized, targets.native()).segments
+    assert isinstance(program, Program)
+    assert len(program.steps) <= n_steps
+
+
+def test_a_transpose_that_others_read_too() -> None:
+    text = """g (float[2,96,48] x) => (float[2,40,96] y, float[2,48,96] p, float[2,48,40] q) {
+        t = Transpose<perm=[0,2,1]>(x)  y = MatMul(w, t)  p = Relu(t)  q = MatMul(t, v) }"""
+    check(parse(text, w=matrix(40, 48), v=matrix(96, 40)), ["coded", "coded"])
