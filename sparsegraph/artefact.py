@@ -16,16 +16,16 @@ damage and accidental changes; they are no signature.
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -45,8 +45,8 @@ from sparsegraph.manifest import (
 from sparsegraph.patch import WORD, Patch
 from sparsegraph.program import Fallback, Plan, Program, Ref
 from sparsegraph.progress import Progress, silent
-from sparsegraph.targets import bundle, driver, emit, features
-from sparsegraph.targets.kernel import Kernel, prim_func
+from sparsegraph.targets import bundle, driver, features
+from sparsegraph.targets.compiler import Job, compile_all
 from sparsegraph.targets.target import Target
 
 Check = Callable[[Path], Mapping[str, JsonValue]]
@@ -81,6 +81,7 @@ def write(
     Raises:
         UsageError: `path` cannot be written, or holds something that is not an artefact.
         UnsupportedError: there is no C compiler for the target.
+        KernelError: the code generator failed at kernels.
     """
     output = Path(path)
     _check_output(output)
@@ -210,50 +211,30 @@ def _build_library(
     with tempfile.TemporaryDirectory() as temporary:
         text = Path(temporary, "driver.c")
         text.write_text(driver.generate(drivers, n_weight_bytes))
-        if target.output == "c":
-            kernels = list(drivers[-1].kernels.values())
-            bundle.write_source(kernels, text, target, folder, folder / loading.WEIGHTS)
-            return None
-        work = [
-            _Work(kernel, code.target, kernel.name + suffixed.suffix)
+        ending = "c" if target.output == "c" else "o"
+        kernels = [
+            (kernel, code.target, kernel.name + suffixed.suffix)
             for code, suffixed in zip(codes, drivers, strict=True)
             for kernel in suffixed.kernels.values()
         ]
-        objects = _compile(work, Path(temporary), progress)
+        files = [Path(temporary, f"{i}.{ending}") for i in range(len(kernels))]
+        _compile([Job(*k, file) for k, file in zip(kernels, files, strict=True)], progress)
+        if target.output == "c":
+            bundle.write_source(files, text, folder, folder / loading.WEIGHTS)
+            return None
         if target.output == "bare":
-            flash, ram = bundle.write_bare(objects, text, target, folder, placed[-1][0])
+            flash, ram = bundle.write_bare(files, text, target, folder, placed[-1][0])
             return Footprint(flash_bytes=flash, ram_bytes=ram)
         write = bundle.write_wasm if target.output == "wasm" else bundle.write_library
-        write(objects, text, target, folder)
+        write(files, text, target, folder)
         return None
 
 
-class _Work(NamedTuple):
-    """A kernel to compile, and the symbol that it gets."""
-
-    kernel: Kernel
-    target: Target
-    symbol: str
-
-
-def _compile(work: Sequence[_Work], folder: Path, progress: Progress) -> list[Path]:
+def _compile(jobs: Sequence[Job], progress: Progress) -> None:
     """One object per kernel, so that the code does not depend on how many cores compile it."""
-    paths = [folder / f"{i}.o" for i in range(len(work))]
-    done = 0
-    progress("compile kernels", done, len(work))
-
-    def compile_one(i: int) -> None:
-        kernel, target, symbol = work[i]
-        emit.write_object({symbol: prim_func(kernel, target, symbol)}, target, paths[i])
-
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)  # TVM lets go of the GIL while LLVM works
-    try:
-        for _ in pool.map(compile_one, range(len(work))):
-            done += 1
-            progress("compile kernels", done, len(work))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return paths
+    done = itertools.count(1)
+    progress("compile kernels", 0, len(jobs))
+    compile_all(jobs, lambda: progress("compile kernels", next(done), len(jobs)))
 
 
 # ---------------------------------------------------------------- manifest

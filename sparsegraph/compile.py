@@ -6,7 +6,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from sparsegraph.progress import Progress, silent
 from sparsegraph.proof import Lost, is_mixed, prove, race
 from sparsegraph.prune import Pruned
 from sparsegraph.runtime import InferenceSession
-from sparsegraph.targets import codes, runs_here
+from sparsegraph.targets import codes, compiler, runs_here
+from sparsegraph.targets.compiler import KernelError
 from sparsegraph.targets.target import Target
 from sparsegraph.tune import Tuner, begin
 from sparsegraph.tuning import Tuning
@@ -38,6 +39,9 @@ WORTHWHILE = 1.03
 """Below this estimate of speed the whole model is left to ONNX Runtime. A dense MobileNetV1 with
 AVX-512 is estimated at 1.02 and takes 2 % longer: a chain of pointwise convolutions is faster there
 than one alone, between whose layout changes it was measured."""
+LEAVE_REFUSED = True
+"""Leave nodes to ONNX Runtime whose kernels the code generator fails at, where it may have nodes;
+tests want to see it fail."""
 Shapes = Mapping[str, int | Sequence[int]]
 
 
@@ -168,34 +172,19 @@ def compile(
         machines, threads, check, skip, fallback, fallback and not (keep_native or small), is_here,
         tuner, decide, report,
     )  # fmt: skip
-    digests, models, records = [], [], []
-    plans: list[list[Plan]] = []
-    for one in several:
-        report("capture", 0, 1)
-        captured = load(source, example_inputs, one)
-        digests.append(model_digest(captured))
-        model, made, passed = work.plan(captured)
-        models.append(model)
-        plans.append(made)
-        records.append(passed)
-    meta = {"model_sha256": digests[0], "passes": records[0]}
+    compiler.warm_up()
+    report("capture", 0, 1)
+    captured = [load(source, example_inputs, one) for one in several]
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
-
-    def checked(folder: Path) -> dict[str, Any]:
-        report("verify", 0, 1)
-        return prove(models, folder, threads) if check and is_here else {"checked": False}
-
-    def written(check: artefact.Check) -> Manifest:
-        codes = zip(machines, zip(*plans, strict=True), strict=True)
-        *better, code = (Code(t, replace(p[0], variants=list(p[1:]))) for t, p in codes)
-        return artefact.write(code.plan, code.target, path, meta, report, check, better)
-
-    try:
-        is_race = work.may_leave and is_mixed(models, plans)
-        manifest = written(partial(race, models, threads, checked) if is_race else checked)
-    except Lost as lost:
-        plans = [[partition.whole_model_fallback(model, str(lost))] for model in models]
-        manifest = written(checked)
+    while True:
+        try:
+            manifest = work.written(captured, path)
+            break
+        except KernelError as error:
+            refused = {**work.refused, **error.reasons}
+            if not LEAVE_REFUSED or refused == work.refused:
+                raise
+            work = replace(work, refused=refused)
     session = InferenceSession(path, threads=threads) if is_here else None
     return Compiled(path, session, manifest, None if tuner is None else str(tuner))
 
@@ -215,6 +204,31 @@ class _Work:
     tuner: Tuner | None
     decide: Decide | None
     report: Progress
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Kernels that the code generator failed at."""
+
+    def written(self, captured: Sequence[ir.Model], path: Path) -> Manifest:
+        """Plan for every shape, compile, prove, and write the artefact."""
+        models, plans, records = zip(*map(self.plan, captured), strict=True)
+        meta = {"model_sha256": model_digest(captured[0]), "passes": records[0]}
+
+        def checked(folder: Path) -> dict[str, Any]:
+            self.report("verify", 0, 1)
+            is_run = self.check and self.is_here
+            return prove(models, folder, self.threads) if is_run else {"checked": False}
+
+        def built(plans: Sequence[Sequence[Plan]], check: artefact.Check) -> Manifest:
+            codes = zip(self.machines, zip(*plans, strict=True), strict=True)
+            *better, code = (Code(t, replace(p[0], variants=list(p[1:]))) for t, p in codes)
+            return artefact.write(code.plan, code.target, path, meta, self.report, check, better)
+
+        if not (self.may_leave and is_mixed(models, plans)):
+            return built(plans, checked)
+        try:
+            return built(plans, partial(race, models, self.threads, checked))
+        except Lost as lost:
+            left = [[partition.whole_model_fallback(model, str(lost))] for model in models]
+            return built(left, checked)
 
     def plan(self, captured: ir.Model) -> tuple[ir.Model, list[Plan], list[dict[str, Any]]]:
         """The model to compute, one plan per machine, and what the passes did."""
@@ -241,7 +255,7 @@ class _Work:
         with self.tuner.saving() if self.tuner is not None else contextlib.nullcontext():
             return partition.plan(
                 model, machine, threads=self.threads, allow_fallback=self.fallback,
-                decide=self.decide,
+                decide=self.decide, refused=self.refused,
             )  # fmt: skip
 
     def _why_leave(self, model: ir.Model, plan: Plan, half_kept: str) -> str | None:

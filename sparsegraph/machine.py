@@ -82,7 +82,7 @@ def facts() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "arch": platform.machine(),
-        "cores": _n_cores(),
+        "cores": n_cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "tools": {name: _version(name) for name in _TOOLS},
@@ -92,10 +92,10 @@ def facts() -> dict[str, object]:
 def describe() -> str:
     """One line about this machine."""
     native = next((t.name for t in targets() if t.is_native), "no target fits")
-    return f"This machine: {cpu_name()}, {_n_cores()} cores; native is {native}."
+    return f"This machine: {cpu_name()}, {n_cores()} cores; native is {native}."
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

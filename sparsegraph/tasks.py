@@ -27,7 +27,7 @@ from sparsegraph.program import Fallback, Plan, Program
 from sparsegraph.progress import Progress, silent
 from sparsegraph.proof import prove
 from sparsegraph.runtime import InferenceSession
-from sparsegraph.targets import codes, runs_here
+from sparsegraph.targets import codes, compiler, runs_here
 from sparsegraph.targets.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +83,7 @@ def compile_tasks(
     tuner, decide = chosen_by([machine], tune, file, report, ())
     saving = contextlib.nullcontext if tuner is None else tuner.saving
     several = list(shapes) if isinstance(shapes, Sequence) else [shapes]
+    compiler.warm_up()
     models: dict[str | None, list[ir.Model]] = {}
     plans: dict[str | None, list[Plan]] = {}
     records: list[dict[str, Any]] = []

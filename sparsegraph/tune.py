@@ -19,8 +19,10 @@ from sparsegraph.lower import trial
 from sparsegraph.lower.choose import candidates
 from sparsegraph.lower.problem import Choice, Operands, Problem
 from sparsegraph.machine import cpu_name
+from sparsegraph.program import Program
 from sparsegraph.progress import Progress
 from sparsegraph.targets import runs_here
+from sparsegraph.targets.compiler import KernelError
 from sparsegraph.targets.target import Target
 from sparsegraph.tuning import Measured, Tuning, default_path, kernel_digest, key
 
@@ -74,10 +76,24 @@ class Tuner:
         best, *others = candidates(problem, target)
         limit = _WORTH * best.ms
         tried = [best, *(c for c in others[: _MOST - 1] if c.ms <= limit)]
-        programs = [trial.lower(operands, choice, target) for choice in tried]
-        times = self._kernels.time(programs, rounds=_ROUNDS, block_ms=_BLOCK_MS)
-        ms = {choice.way: round(sum(steps), 6) for choice, steps in zip(tried, times)}
+        programs = {choice.way: trial.lower(operands, choice, target) for choice in tried}
+        times = self._times(programs)
+        ms = {way: round(sum(steps), 6) for way, steps in zip(programs, times)}
         return Measured(describe(problem), dict(sorted(ms.items(), key=lambda item: item[1])))
+
+    def _times(self, programs: dict[str, Program]) -> list[list[float]]:
+        """Milliseconds per step; `programs` loses those that the code generator fails at."""
+        while True:
+            try:
+                found = self._kernels.time([*programs.values()], rounds=_ROUNDS, block_ms=_BLOCK_MS)
+            except KernelError as error:
+                for way, program in list(programs.items()):
+                    if not error.reasons.keys().isdisjoint(s.kernel.name for s in program.steps):
+                        del programs[way]
+                if not programs:
+                    raise
+            else:
+                return found
 
     @contextmanager
     def saving(self) -> Iterator[None]:

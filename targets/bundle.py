@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sparsegraph.targets import c_source, link
 from sparsegraph.targets.driver import Segment
-from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.target import Target
 
 SOURCES = Path(__file__).parent
@@ -105,12 +104,10 @@ def _model_header(segment: Segment, weights_bytes: int) -> str:
     return "\n".join([head, "#ifndef SG_MODEL_H", "#define SG_MODEL_H", *lines, array, "#endif\n"])
 
 
-def write_source(
-    kernels: Sequence[Kernel], driver: Path, target: Target, folder: Path, weights: Path
-) -> None:
+def write_source(kernels: Sequence[Path], driver: Path, folder: Path, weights: Path) -> None:
     """C files that build without anything else; small weights also as an array."""
     files = ["kernels.c", "driver.c", *BARE_RUNTIME]
-    (folder / "kernels.c").write_text(c_source.kernels_text(kernels, target))
+    (folder / "kernels.c").write_text(c_source.kernels_text(k.read_text() for k in kernels))
     shutil.copyfile(driver, folder / "driver.c")
     for name in (*BARE_RUNTIME, "driver.h", "portable.h"):
         shutil.copyfile(SOURCES / name, folder / name)

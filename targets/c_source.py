@@ -7,7 +7,7 @@ reads are left out, so that the text compiles without warnings.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sparsegraph.targets import emit
@@ -27,9 +27,8 @@ _BINARY = {*_OPERATORS, "Min", "Max", "LShift"}
 _MATH = {"fabs", "sqrt", "floor", "ceil", "trunc", "nearbyint", "round"}
 
 
-def kernels_text(kernels: Sequence[Kernel], target: Target) -> str:
-    """One C file with all kernels; equal arguments give equal text."""
-    functions = [function_text(k, target) for k in kernels]
+def kernels_text(functions: Iterable[str]) -> str:
+    """One C file with all kernels."""
     return "\n".join(['#include "portable.h"\n', *functions])
 
 

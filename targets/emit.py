@@ -11,19 +11,33 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tvm
 from sparsegraph.targets.target import Target
-from tvm import tirx as tir
-from tvm.ir import PointerType
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder
 
-T: Any = builder  # TVM makes these names at run time
-tirx: Any = tir
+
+class _Late:
+    """A module that is imported when something of it is needed.
+
+    TVM takes longer to import than everything else together, and processes that plan, inspect or
+    prune generate no code.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(import_module(self._name), name)
+        setattr(self, name, found)
+        return found
+
+
+tvm: Any = _Late("tvm")
+tirx: Any = _Late("tvm.tirx")
+T: Any = _Late("tvm.tirx.script.builder")
 Expr = Any  # a tirx expression; TVM's classes are not typed
 
 STORED_AS = {"bool": "uint8", "float16": "uint16"}  # bits that kernels load and store
@@ -86,13 +100,13 @@ def function(name: str, params: Signature) -> Iterator[dict[str, Expr]]:
 
 def build(name: str, params: Signature, body: Any) -> Any:
     """The PrimFunc of `body(**arguments)`, with pointer parameters."""
-    with IRBuilder() as ib, function(name, params) as args:
+    with tvm.script.ir_builder.IRBuilder() as ib, function(name, params) as args:
         body(**args)
     func = ib.get()
     pointers, declarations = [], []
     for p in func.params:
         if isinstance(p.ty, tirx.buffer.BufferType):
-            handle = tirx.Var(p.name + "_p", PointerType(p.ty.dtype))
+            handle = tirx.Var(p.name + "_p", tvm.ir.PointerType(p.ty.dtype))
             pointers.append(handle)
             declarations.append(tirx.DeclBuffer(p, data=handle))
         else:
@@ -135,7 +149,7 @@ def store(buffer: Expr, value: Expr, index: Expr, lanes: int = 1) -> None:
 
 def moved(buffer: Expr, n_bytes: Expr) -> Expr:
     """The memory of a buffer of float32 from `n_bytes` on: an address that nothing scales."""
-    kind = PointerType(tvm.ir.PrimType("float32"))
+    kind = tvm.ir.PointerType(tvm.ir.PrimType("float32"))
     call = tirx.op.call_intrin(kind, "tirx.handle_add_byte_offset", buffer.data, n_bytes)
     return T.decl_buffer((UNBOUNDED,), "float32", data=T.Bind(call, kind), align=1)
 
@@ -288,6 +302,11 @@ def gpu_thread() -> Expr:
 
 
 # ---------------------------------------------------------------- code generation
+
+
+def import_tvm() -> None:
+    """Import TVM now."""
+    import_module(T._name)
 
 
 def _passes() -> list[Any]:

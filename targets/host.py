@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sparsegraph.targets import emit, link
-from sparsegraph.targets.kernel import Kernel, prim_func
+from sparsegraph.targets import link
+from sparsegraph.targets.compiler import Job, compile_all
+from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.target import Target
 
 ALIGNMENT = 64
@@ -35,10 +36,11 @@ class Library:
     def __init__(self, kernels: Iterable[Kernel], target: Target) -> None:
         unique = {k.name: k for k in kernels}
         with tempfile.TemporaryDirectory() as folder:
-            obj, out = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-            functions = {name: prim_func(k, target) for name, k in unique.items()}
-            emit.write_object(functions, target, obj)
-            link.shared_library([obj], [], target, out)
+            objects = [Path(folder, f"{i}.o") for i in range(len(unique))]
+            jobs = zip(unique.values(), objects, strict=True)
+            compile_all([Job(kernel, target, kernel.name, path) for kernel, path in jobs])
+            out = Path(folder, "kernels.so")
+            link.shared_library(objects, [], target, out)
             self._library = ctypes.CDLL(str(out))
 
     def call(self, kernel: Kernel, *args: Any, begin: int = 0, end: int = 1) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def artefact(model_file: Path) -> Path:
     path = model_file.with_suffix(".sg")
     compile(model_file, shapes={"batch": BATCH}, output=path)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_kernel_compiles() -> None:
+    """A kernel that the code generator fails at fails the test; nobody quietly goes without it."""
+    module = importlib.import_module("sparsegraph.compile")
+    module.LEAVE_REFUSED = False
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sparsegraph.targets.compiler import KernelError
 
 from sparsegraph import pipeline, targets, tune, tuning
 from sparsegraph.capture import load
@@ -18,6 +19,8 @@ from sparsegraph.inspect import inspect, operands
 from sparsegraph.layers import weighted
 from sparsegraph.lower import choose, partition, problem
 from sparsegraph.lower.tiling import tiled_for
+from sparsegraph.program import Program
+from sparsegraph.progress import silent
 from sparsegraph.tuning import Measured, Tuning
 from tests.conftest import BATCH, perceptron
 
@@ -86,6 +89,43 @@ def test_the_pattern_of_zeros_counts_and_the_values_do_not(native: targets.Targe
     moved = dataclasses.replace(found, weight=np.roll(found.weight, 1, axis=0))
     assert problem.of(moved, native) == case
     assert tuning.key(case, moved) != tuning.key(case, found)
+
+
+class FailingCandidates:
+    """Stands for the compiled candidates: the code generator fails at the first, or at all."""
+
+    def __init__(self, *, at_all: bool) -> None:
+        self.at_all = at_all
+        self.asked: list[list[str]] = []
+
+    def time(self, programs: list[Program], **_: object) -> list[list[float]]:
+        names = [p.steps[0].kernel.name for p in programs]
+        self.asked.append(names)
+        if self.at_all or self.asked[0][0] in names:
+            raise KernelError({names[0]: "SIGABRT"})
+        return [[0.001 + i] for i, _ in enumerate(programs)]
+
+
+def test_candidates_without_code(
+    tmp_path: Path, native: targets.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_WORTH", 1e9)
+    case, found = layer_of(native)
+    tuner = tune.begin(tmp_path / "t.json", native, silent)
+    tuner._kernels = stub = FailingCandidates(at_all=False)  # type: ignore[assignment]
+    tuner(case, found, native)
+    first, second = stub.asked
+    assert second == [name for name in first if name != first[0]] != []
+    (measured,) = tuner.tuning.layers.values()
+    assert list(measured.ms.values()) == [0.001 + i for i, _ in enumerate(second)]
+
+
+def test_no_candidate_has_code(tmp_path: Path, native: targets.Target) -> None:
+    tuner = tune.begin(tmp_path / "t.json", native, silent)
+    tuner._kernels = FailingCandidates(at_all=True)  # type: ignore[assignment]
+    with pytest.raises(KernelError):
+        tuner(*layer_of(native), native)
+    assert not tuner.tuning.layers
 
 
 def change(edit: Callable[[dict[str, Any]], None], path: Path) -> None:

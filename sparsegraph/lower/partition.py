@@ -4,9 +4,10 @@ Lowering a node may decline. Then the node goes to ONNX Runtime, the graph is cu
 segments are lowered again, until nothing declines.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def plan(
     threads: int = 1,
     allow_fallback: bool = True,
     decide: Decide | None = None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Lower a whole model.
 
@@ -56,6 +58,7 @@ def plan(
         threads: the number of threads that the plan should be able to keep busy.
         allow_fallback: whether nodes that no kernel covers may run in ONNX Runtime.
         decide: how products are computed; by the cost model if None.
+        refused: names of kernels that the code generator fails at -> what it says.
 
     Raises:
         UnsupportedError: if such nodes exist and no fallback is allowed; lists them.
@@ -78,6 +81,7 @@ def plan(
             builder = Builder(program, target, chunks=threads, decide=decide)
             found |= _lower(builder, segment.nodes, outputs)
             form_chains(program, target)
+            found |= _without_code(program, segment.nodes, refused)
             lowered.append(program)
             layers += builder.layers
             n_converted += builder.n_converted
@@ -158,6 +162,19 @@ def _lower(
                 if producer is not None and producer not in found:
                     found[producer] = str(reason)
     return found
+
+
+def _without_code(
+    program: Program, nodes: Sequence[ir.Node], refused: Mapping[str, str]
+) -> dict[ir.Node, str]:
+    """Nodes that `program` computes by `refused` kernels; all nodes, if it is a layout change."""
+    return {
+        node: f"the code generator failed at its kernel ({refused[step.kernel.name]})"
+        for step in program.steps
+        if step.kernel.name in refused
+        for node in nodes
+        if not step.nodes or (node.name or node.op_type) in step.nodes
+    }
 
 
 def _pretend(b: Builder, node: ir.Node) -> None:
