@@ -87,7 +87,7 @@ class _Panel:
         with loop(0, self.a["features"]) as c:
             body(c)
 
-    def vectors(self, panel: str, base: dict[str, Expr], c: Expr, width: int) -> list[Expr]:
+    def vectors(self, panel: str, base: dict[str, Expr], c: Expr | int, width: int) -> list[Expr]:
         """The vectors of feature c."""
         at = bind(base[panel] + c * self.a[f"{panel}_row"])
         lanes = self.lanes
@@ -136,9 +136,10 @@ class _NormEmitter(_Panel):
         source = self.summed()
         share = bind(splat(const(1.0) / math.cast(self.a["features"], "float32"), lanes))
         mean = None
-        if spec.residual or spec.kind == "layer":
-            totals = self.totals(base, width)
-            mean = [bind(t.get() * share) for t in totals] if spec.kind == "layer" else None
+        if spec.kind == "layer":
+            mean = self.means(base, width, share)
+        elif spec.residual:
+            self.rows(lambda c: self.write(source, base, c, self.sums(base, c, width)))
 
         def square(c: Expr, squares: Sequence[Cell]) -> None:
             for v, value in enumerate(self.vectors(source, base, c, width)):
@@ -169,19 +170,31 @@ class _NormEmitter(_Panel):
             return "x"
         return "s" if self.spec.keep_sum else "y"
 
-    def totals(self, base: dict[str, Expr], width: int) -> list[Cell]:
-        """First pass: add the residual, store the sum, add up the features."""
+    def sums(self, base: dict[str, Expr], c: Expr | int, width: int) -> list[Expr]:
+        """x + residual of feature c."""
+        values = self.vectors("x", base, c, width)
+        if not self.spec.residual:
+            return values
+        rest = self.vectors("r", base, c, width)
+        return [bind(x + r) for x, r in zip(values, rest)]
+
+    def means(self, base: dict[str, Expr], width: int, share: Expr) -> list[Expr]:
+        """First pass: add and store the residual; means over the features.
+
+        What is averaged are the distances to feature 0. Where all features are equal the mean is
+        exact: its rounding would be divided by the square root of epsilon.
+        """
+        origin = self.sums(base, 0, width)
 
         def add(c: Expr, totals: Sequence[Cell]) -> None:
-            values = self.vectors("x", base, c, width)
+            values = self.sums(base, c, width)
             if self.spec.residual:
-                rest = self.vectors("r", base, c, width)
-                values = [bind(x + r) for x, r in zip(values, rest)]
                 self.write(self.summed(), base, c, values)
-            for total, value in zip(totals, values):
-                total.set(total.get() + value)
+            for total, value, start in zip(totals, values, origin):
+                total.set(total.get() + bind(value - start))
 
-        return self.accumulate(width, add)
+        totals = self.accumulate(width, add)
+        return [bind(start + t.get() * share) for start, t in zip(origin, totals)]
 
 
 @dataclass(frozen=True)

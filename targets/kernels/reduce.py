@@ -425,8 +425,10 @@ class RowNorm:
                 start = emit.bind(o * n)
                 load: Load = lambda k, w: hold(emit.load(x, start + k, w))  # noqa: E731
                 mean = emit.const(0.0)
-                if not self.is_rms:
-                    mean = hold(fold_row(n, load, "sum", "float32", lanes) / count)
+                if not self.is_rms:  # exact where all are equal: epsilon may be all that divides
+                    origin = hold(load(emit.const(0, "int32"), 1))
+                    near: Load = lambda k, w: hold(load(k, w) - emit.splat(origin, w))  # noqa: E731
+                    mean = hold(origin + fold_row(n, near, "sum", "float32", lanes) / count)
                 centred: Load = lambda k, w: hold(load(k, w) - emit.splat(mean, w))  # noqa: E731
                 square: Load = lambda k, w: hold((v := centred(k, w)) * v)  # noqa: E731
                 variance = fold_row(n, square, "sum", "float32", lanes) / count

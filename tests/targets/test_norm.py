@@ -89,6 +89,20 @@ def test_mean_is_subtracted_before_squares(library: host.Library) -> None:
     np.testing.assert_allclose(y, norm.reference_norm("layer", x, one, None, EPSILON), atol=2e-3)
 
 
+@pytest.mark.parametrize("features", [1, 7, 384])
+@pytest.mark.parametrize("spec", [k for k in NORMS if k.kind == "layer"], ids=lambda k: k.name)
+def test_equal_features_are_their_mean(library: host.Library, spec: Norm, features: int) -> None:
+    """A rounded mean would be divided by sqrt(epsilon); all of zeros often gets there."""
+    rng = np.random.default_rng(features)
+    for layout in layouts(features, spec.vectors):
+        shape = (2, features, layout.points)
+        x, r = (np.broadcast_to(rng.uniform(-99, 99, (2, 1, shape[2])), shape) for _ in range(2))
+        scale, bias = (rng.standard_normal(features).astype("f4") for _ in range(2))
+        y, _ = run_norm(library, spec, layout, x.astype("f4"), r.astype("f4"), scale, bias)
+        expected = bias if spec.bias else np.zeros_like(bias)
+        np.testing.assert_array_equal(y, np.broadcast_to(expected[:, None], shape))
+
+
 @pytest.mark.parametrize("features", [1, 5, 197])
 @pytest.mark.parametrize("spec", SOFTMAXES, ids=lambda k: k.name)
 def test_softmax_against_float64(library: host.Library, spec: Softmax, features: int) -> None:

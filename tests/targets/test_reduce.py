@@ -135,6 +135,20 @@ def test_row_norm(kernel: RowNorm, n: int, library: host.Library) -> None:
     np.testing.assert_allclose(y.reshape(3, n), expected, atol=5e-5)
 
 
+@pytest.mark.parametrize("kernel", [k for k in NORMS if not k.is_rms], ids=lambda k: k.name)
+@pytest.mark.parametrize("n", [1, 7, 64, 385])
+def test_equal_elements_are_their_mean(kernel: RowNorm, n: int, library: host.Library) -> None:
+    """A rounded mean would be divided by sqrt(epsilon)."""
+    rng = np.random.default_rng(n)
+    x = np.repeat(rng.uniform(-99, 99, (3, 1)).astype(np.float32), n, axis=1)
+    scale, bias = (host.aligned(rng.standard_normal(n).astype(np.float32)) for _ in range(2))
+    y = host.empty(x.size)
+    extra = [bias] if kernel.has_bias else []
+    library.call(kernel, y, host.aligned(x), scale, *extra, n, 1e-5, end=3)
+    expected = bias if kernel.has_bias else np.zeros(n, np.float32)
+    np.testing.assert_array_equal(y.reshape(3, n), np.tile(expected, (3, 1)))
+
+
 def test_collapse_axes() -> None:
     assert reduce.collapse_axes((2, 3, 4, 5), (1, 2)) == (2, 12, 5)
     assert reduce.collapse_axes((2, 3, 4, 5), (-1,)) == (24, 5, 1)
