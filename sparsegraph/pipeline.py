@@ -15,6 +15,7 @@ from sparsegraph.graph import fill_shapes, has_subgraph, is_random
 from sparsegraph.passes.classify_masks import ClassifyMasks
 from sparsegraph.passes.dedupe import Dedupe
 from sparsegraph.passes.expand_einsum import ExpandEinsum
+from sparsegraph.passes.expand_sequences import ExpandSequences
 from sparsegraph.passes.fold_batch_norm import FoldBatchNorm
 from sparsegraph.passes.fold_constants import FoldConstants
 from sparsegraph.passes.fold_conv_bias import FoldConvBias
@@ -57,6 +58,7 @@ PASSES: tuple[Pass, ...] = (
     FoldConstants(),  # masks, merges, transposed weights: every input-independent subgraph
     InlineIf(),  # what constants decide is decided
     ExpandEinsum(),
+    ExpandSequences(),
     FoldShapes(),
     FoldConstants(),  # inside the branches
     RemoveIdentity(),
