@@ -26,7 +26,7 @@ from sparsegraph.verify import Feed, Outputs, compare
 
 Array = NDArray[np.float64]
 _ROUNDINGS = 8  # each model rounds in its own way; of ten draws of PP-OCR recognisers at most 3.1
-_LARGEST = 5e-2
+LARGEST = 5e-2  # distance that rounding may explain
 _FLOATS, _DOUBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16), onnx.TensorProto.DOUBLE
 
 
@@ -47,7 +47,7 @@ class Look:
 
     def explains(self, error: float) -> bool:
         """True when a distance in float32 is no more than what rounding does to two models."""
-        return error <= min(_ROUNDINGS * self.rounding, _LARGEST)
+        return error <= min(_ROUNDINGS * self.rounding, LARGEST)
 
 
 def look(a: ir.Model, b: ir.Model, feed: Feed, found: Outputs) -> Look | None:

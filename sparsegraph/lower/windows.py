@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.errors import Declined
-from sparsegraph.graph import attribute, ints_attribute
+from sparsegraph.graph import attribute, int_attribute, ints_attribute, is_op, static_shape
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -23,6 +23,7 @@ class Window:
     """How a convolution walks over a map.
 
     Attributes: all (height, width); pads are (top, left, bottom, right).
+        is_even: equal windows of the map give equal results, to the last bit.
     """
 
     size: tuple[int, int]
@@ -30,6 +31,7 @@ class Window:
     stride: tuple[int, int]
     dilation: tuple[int, int]
     pads: tuple[int, int, int, int]
+    is_even: bool = False
 
     @property
     def out(self) -> tuple[int, int]:
@@ -98,8 +100,34 @@ def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
         size, kernel, stride, dilation = ((1, t[0]) for t in (size, kernel, stride, dilation))
     return Window(
         (size[0], size[1]), (kernel[0], kernel[1]), (stride[0], stride[1]),
-        (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]),
+        (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]), _is_normalised(node),
     )  # fmt: skip
+
+
+def _is_normalised(node: ir.Node) -> bool:
+    """True if a later norm divides single maps by their own deviation.
+
+    Of an image in one colour that is nothing but rounding: a network for style transfer, whose
+    first convolution rounds each point of a patch in its own way, came out 44 times its size off.
+    """
+    if node.graph is None or not any(map(_divides_maps, node.graph)):
+        return False
+    seen, waiting = {node}, [node]
+    while waiting:
+        for following in waiting.pop().successors():
+            if _divides_maps(following):
+                return True
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
+
+
+def _divides_maps(node: ir.Node) -> bool:
+    if is_op(node, "GroupNormalization"):
+        shape = static_shape(node.inputs[0])
+        return shape is not None and int_attribute(node, "num_groups", 1) == shape[1]
+    return is_op(node, "InstanceNormalization")
 
 
 def _same_pads(
@@ -158,7 +186,7 @@ def filter_of(window: Window) -> Filter | None:
 def patch_sizes(window: Window, channels: int) -> tuple[int, ...]:
     """Winograd's patch sizes that fit the geometry and round little enough."""
     method = filter_of(window)
-    if method is None:
+    if method is None or window.is_even:
         return ()
     sizes = PATCHES if method.stride == 1 else PATCHES[-1:]
     errors = {m: error_bound(m, channels * method.phases, method.taps) for m in sizes}
