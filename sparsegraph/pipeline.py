@@ -15,6 +15,7 @@ from sparsegraph.graph import fill_shapes, has_subgraph, is_random
 from sparsegraph.passes.classify_masks import ClassifyMasks
 from sparsegraph.passes.dedupe import Dedupe
 from sparsegraph.passes.expand_einsum import ExpandEinsum
+from sparsegraph.passes.expand_rare import ExpandRare
 from sparsegraph.passes.expand_sequences import ExpandSequences
 from sparsegraph.passes.fold_batch_norm import FoldBatchNorm
 from sparsegraph.passes.fold_constants import FoldConstants
@@ -59,6 +60,7 @@ PASSES: tuple[Pass, ...] = (
     InlineIf(),  # what constants decide is decided
     ExpandEinsum(),
     ExpandSequences(),
+    ExpandRare(),
     FoldShapes(),
     FoldConstants(),  # inside the branches
     RemoveIdentity(),

@@ -1,5 +1,8 @@
 """LayerNormalization and RMSNormalization over the last axis of feature-major values."""
 
+import math
+from contextlib import suppress
+
 import numpy as np
 import onnx_ir as ir
 
@@ -25,7 +28,7 @@ def lower_norm(b: Builder, node: ir.Node) -> None:
         return
     stored = b.feature(x, axis)
     fm, result = stored.fm, node.outputs[0]
-    vectors = [_vector(v, fm.features) for v in node.inputs[1:] if v is not None]
+    vectors = [_vector(v, shape[-1:]) for v in node.inputs[1:] if v is not None]
     lanes = b.target.lanes
     kind = "layer" if node.op_type == "LayerNormalization" else "rms"
     kernel = Norm(kind, fm.block // lanes, lanes, bias=len(vectors) == 2)
@@ -41,7 +44,7 @@ def _lower_rows(b: Builder, node: ir.Node, x: ir.Value, axis: int) -> None:
     """Row-major, over all axes from `axis` on."""
     shape = shape_of(x)
     n = int(np.prod(shape[axis:], dtype=np.int64))
-    vectors = [_vector(v, n) for v in node.inputs[1:] if v is not None]
+    vectors = [_vector(v, shape[axis:]) for v in node.inputs[1:] if v is not None]
     kernel = RowNorm(node.op_type == "RMSNormalization", len(vectors) == 2)
     refs = [b.weight(f"{node.name}.{i}", v) for i, v in enumerate(vectors)]
     row, to = b.row(x), b.new_row(node.outputs[0])
@@ -51,8 +54,17 @@ def _lower_rows(b: Builder, node: ir.Node, x: ir.Value, axis: int) -> None:
     b.step(kernel, args, outer, [node], detail=f"{n} values, row-major")
 
 
-def _vector(value: ir.Value, features: int) -> np.ndarray:
+def _vector(value: ir.Value, space: tuple[int, ...]) -> np.ndarray:
+    """One number per place of the normalised axes; PyTorch writes scales of one in the shape of x.
+
+    Raises:
+        Declined: it is computed, or differs along other axes.
+    """
     array = constant(value)
-    if array is None or array.size != features:
-        raise Declined("scale or bias is not a constant vector")
-    return np.ascontiguousarray(array.ravel(), np.float32)
+    if array is not None:
+        lead = array.shape[: max(0, array.ndim - len(space))]
+        with suppress(ValueError):  # from shapes that do not fit
+            rows = np.broadcast_to(array, (*lead, *space)).reshape(-1, math.prod(space))
+            if np.array_equal(rows, np.broadcast_to(rows[0], rows.shape)):
+                return np.ascontiguousarray(rows[0], np.float32)
+    raise Declined("scale or bias is not a constant vector")

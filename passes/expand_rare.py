@@ -1,0 +1,159 @@
+"""Rarer operators in terms of common ones, with the same result to the last bit.
+
+    y = Trilu<upper=0>(x, k)                  ->  y = Where([[1, 0], [1, 1]], x, 0)
+    y = GatherND(x, [[0, 2], [1, -1]])        ->  y = Gather(Reshape(x, [h * w, c]), [2, 2 * w - 1])
+    y = IsInf(x)                              ->  y = Equal(Abs(x), inf)
+
+PyTorch writes causal masks with Trilu, an index list or a linear resize with GatherND, and
+nan_to_num with IsInf.
+
+Declines when: a shape, the diagonal or the indices are not known, an index lies outside, batches
+have indices of their own, or IsInf looks for neither sign or stands in an opset before 11.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsegraph.graph import (
+    FLOAT_DTYPES,
+    constant,
+    input_at,
+    int_attribute,
+    is_op,
+    scalar,
+    static_shape,
+)
+from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
+
+_COMPARES_FLOATS = 11  # opset of Equal
+_CHOSEN = FLOAT_DTYPES | {ir.DataType.INT64}  # that both Trilu and Where take in ONNX Runtime
+_LARGEST_MASK = 1 << 24  # elements of a triangle
+
+
+@dataclass(frozen=True)
+class ExpandRare(RewritePass):
+    """Trilu, GatherND and IsInf in operators that later passes and kernels know."""
+
+    name: ClassVar[str] = "expand_rare"
+
+    def match(self, node: ir.Node, graph: ir.Graph) -> ir.Node | Decline | None:
+        """A node that has a rule, and whose constants are known."""
+        rule = _RULES.get(node.op_type) if is_op(node, *_RULES) else None
+        if rule is None:
+            return None
+        reason = rule.obstacle(node, graph)
+        return node if reason is None else decline(node, reason)
+
+    def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:
+        """The same in other operators."""
+        return [_RULES[found.op_type].expand(found, build)]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    obstacle: Callable[[ir.Node, ir.Graph], str | None]
+    expand: Callable[[ir.Node, Builder], ir.Value]
+
+
+# ---------------------------------------------------------------- triangles
+
+
+def _open_triangle(node: ir.Node, _: ir.Graph) -> str | None:
+    x, diagonal = node.inputs[0], input_at(node, 1)
+    shape = static_shape(x)
+    if x is None or shape is None:
+        return "its shape is not known"
+    if x.dtype not in _CHOSEN and x.dtype != ir.DataType.BOOL:
+        return f"ONNX Runtime has no Where of {x.dtype}"
+    if math.prod(shape[-2:]) > _LARGEST_MASK:
+        return f"a mask of {shape[-2]} x {shape[-1]} is too large"
+    return "its diagonal is computed" if diagonal is not None and scalar(diagonal) is None else None
+
+
+def _triangle(node: ir.Node, build: Builder) -> ir.Value:
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    assert x is not None
+    assert x.dtype is not None
+    assert shape is not None
+    diagonal = int(scalar(input_at(node, 1)) or 0)
+    if int_attribute(node, "upper", 1):
+        kept = ~np.tri(*shape[-2:], diagonal - 1, dtype=bool)
+    else:
+        kept = np.tri(*shape[-2:], diagonal, dtype=bool)
+    mask = build.constant(kept, f"{build.hint}_triangle")
+    if x.dtype == ir.DataType.BOOL:
+        return build.op("And", [x, mask], like=x)
+    zero = build.constant(np.zeros((), x.dtype.numpy()), f"{build.hint}_zero")
+    return build.op("Where", [mask, x, zero], like=x)
+
+
+# ---------------------------------------------------------------- gathers
+
+
+def _open_gather(node: ir.Node, _: ir.Graph) -> str | None:
+    shape, indices = static_shape(node.inputs[0]), constant(node.inputs[1])
+    if shape is None or 0 in shape:
+        return "its shape is not known"
+    if indices is None or not indices.size:
+        return "its indices are computed"
+    if int_attribute(node, "batch_dims", 0):
+        return "batches have indices of their own"
+    extents = np.array(shape[: indices.shape[-1]])
+    if ((indices < -extents) | (indices >= extents)).any():
+        return f"an index lies outside of {shape}"
+    return None
+
+
+def _gather(node: ir.Node, build: Builder) -> ir.Value:
+    """One index where there were several: all indexed axes become one."""
+    x, shape, indices = node.inputs[0], static_shape(node.inputs[0]), constant(node.inputs[1])
+    assert x is not None
+    assert shape is not None
+    assert indices is not None
+    n = indices.shape[-1]
+    places = np.moveaxis(indices % np.array(shape[:n]), -1, 0)
+    flat = np.ravel_multi_index(tuple(places), shape[:n]).astype(np.int64)
+    if n > 1:
+        joined = (math.prod(shape[:n]), *shape[n:])
+        size = build.constant(np.array(joined, np.int64), f"{build.hint}_shape")
+        x = build.op("Reshape", [x, size], like=x, shape=joined)
+    at = build.constant(flat, f"{build.hint}_places", node.inputs[1])
+    return build.op("Gather", [x, at], {"axis": 0}, like=x, shape=(*flat.shape, *shape[n:]))
+
+
+# ---------------------------------------------------------------- infinities
+
+
+def _open_infinity(node: ir.Node, graph: ir.Graph) -> str | None:
+    if graph.opset_imports.get("", 0) < _COMPARES_FLOATS:
+        return f"Equal compares floats from opset {_COMPARES_FLOATS} on"
+    if node.inputs[0].dtype is None:
+        return "its type is not known"
+    return None if any(_signs(node)) else "it looks for neither sign"
+
+
+def _infinity(node: ir.Node, build: Builder) -> ir.Value:
+    x, (negative, positive) = node.inputs[0], _signs(node)
+    assert x is not None
+    assert x.dtype is not None
+    sought = np.array(np.inf if positive else -np.inf, x.dtype.numpy())
+    size = build.op("Abs", [x], like=x) if negative and positive else x
+    out = node.outputs[0]
+    return build.op("Equal", [size, build.constant(sought, f"{build.hint}_inf")], like=out)
+
+
+def _signs(node: ir.Node) -> tuple[bool, bool]:
+    negative, positive = (int_attribute(node, f"detect_{s}", 1) for s in ("negative", "positive"))
+    return bool(negative), bool(positive)
+
+
+_RULES: Mapping[str, _Rule] = {
+    "Trilu": _Rule(_open_triangle, _triangle),
+    "GatherND": _Rule(_open_gather, _gather),
+    "IsInf": _Rule(_open_infinity, _infinity),
+}
