@@ -80,11 +80,12 @@ def _triangle(node: ir.Node, build: Builder) -> ir.Value:
     assert x is not None
     assert x.dtype is not None
     assert shape is not None
+    rows, columns = shape[-2:]
     diagonal = int(scalar(input_at(node, 1)) or 0)
     if int_attribute(node, "upper", 1):
-        kept = ~np.tri(*shape[-2:], diagonal - 1, dtype=bool)
+        kept = ~np.tri(rows, columns, diagonal - 1, bool)
     else:
-        kept = np.tri(*shape[-2:], diagonal, dtype=bool)
+        kept = np.tri(rows, columns, diagonal, bool)
     mask = build.constant(kept, f"{build.hint}_triangle")
     if x.dtype == ir.DataType.BOOL:
         return build.op("And", [x, mask], like=x)
@@ -132,7 +133,8 @@ def _gather(node: ir.Node, build: Builder) -> ir.Value:
 def _open_infinity(node: ir.Node, graph: ir.Graph) -> str | None:
     if graph.opset_imports.get("", 0) < _COMPARES_FLOATS:
         return f"Equal compares floats from opset {_COMPARES_FLOATS} on"
-    if node.inputs[0].dtype is None:
+    x = node.inputs[0]
+    if x is None or x.dtype is None:
         return "its type is not known"
     return None if any(_signs(node)) else "it looks for neither sign"
 

@@ -57,7 +57,7 @@ class ExpandSequences(RewritePass):
             return decline(node, "its sequence is neither split nor constructed")
         sizes = _sizes(maker)
         if sizes is None:
-            return decline(node, f"the parts of '{maker.inputs[0].name}' are not known")
+            return decline(node, "the parts of its sequence are not known")
         if _is_ambiguous(maker):
             return decline(node, "its parts are to lose their axis, and ONNX says not")
         if is_op(node, "ConcatFromSequence"):
@@ -125,10 +125,10 @@ def _elements(found: Found, build: Builder) -> list[ir.Value]:
     axis = int_attribute(maker, "axis", 0) % len(shape)
     outputs = _split(x, axis, found.sizes, build)
     is_kept = int_attribute(maker, "keepdims", 1) or input_at(maker, 1) is not None
-    values = [outputs[i] for i in found.elements]
+    parts = [outputs[i] for i in found.elements]
     if is_kept:
-        return values
-    return [_reshaped(v, (*shape[:axis], *shape[axis + 1 :]), build) for v in values]
+        return parts
+    return [_reshaped(v, (*shape[:axis], *shape[axis + 1 :]), build) for v in parts]
 
 
 def _split(x: ir.Value, axis: int, sizes: tuple[int, ...], build: Builder) -> Sequence[ir.Value]:

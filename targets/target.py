@@ -91,6 +91,9 @@ class Target:
         sparse_tiles: the same where most weights have few non-zeros; empty: no different.
         short_vectors: shorter vectors take less time (Zen 4 computes 512 bits in halves), so that
             products compute of the last tile of points only those there are.
+        chains: sums of a coded product that have to be under way for every multiply-add to start as
+            soon as it can: the latency of one times how many start in a cycle; 0: registers are
+            few, or take all of them anyway.
         narrow_index: instructions are what counts: four column indices are loaded one by one, quads
             multiplied two at a time, parted tiles of a gather filled vector by vector.
         scalar_factors: factors are loaded one by one: a vector is multiplied by a scalar register,
@@ -127,6 +130,7 @@ class Target:
     tile_vectors: tuple[int, ...] = NARROW_TILES
     sparse_tiles: tuple[int, ...] = ()
     short_vectors: bool = False
+    chains: int = 0
     narrow_index: bool = False
     scalar_factors: bool = False
     index_unit: int = 2

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,7 @@ class _Pass:
         return sum(self.lanes)
 
 
+_Sums = list[list[Cell]]  # by row and vector
 _Place = tuple[Expr, Expr]  # a buffer and an index
 _Spread = dict[int, Expr]  # number of lanes -> a value over as many
 
@@ -229,6 +230,7 @@ class _Emitter:
         self.spares = target.narrow_index  # instructions
         self.segment = target.segment
         self.joins_pairs = target.joined > 1
+        self.chains = target.chains
         self.is_short = target.n_registers <= 16
 
     def run(self) -> None:
@@ -325,11 +327,13 @@ class _Emitter:
             both, single = (self.wide(n) for n in self.pair_of(record * 2 + 1))
             self.prefetch(record + GROUPS_AHEAD)
             acc, at = self.begin_group(t, rows)
+            turns = self.turns(acc)
             if spec.group > 1:
                 with loop(0, both):
-                    self.both(acc, quads)
+                    self.both(turns, quads)
             if spec.group < ALIKE:
-                self.singles(acc, quads, single)
+                self.singles(turns, quads, single)
+            self.join(turns)
             self.end_group(t, acc, at, rows)
         cursors["value"].set(emit.as_int(quads.value.get()))
         cursors["column"].set(emit.as_int(quads.column.get()))
@@ -351,32 +355,53 @@ class _Emitter:
         both = bind(load(groups, word))
         return [bind(both & const(0xFFFFFFFF, "int64")), bind(both >> const(32, "int64"))]
 
-    def both(self, acc: list[list[Cell]], quads: "_Quads") -> None:
+    def turns(self, acc: _Sums) -> list[_Sums]:
+        """Sums that take turns: with few, each multiply-add would wait for the one before.
+
+        At 80 % zeros 6 % less time with tiles of 2 vectors (Zen 5), at 90 % up to 3 %.
+        """
+        if len(acc) * len(acc[0]) >= self.chains:
+            return [acc]
+        more = [[Cell("float32", n) for n in self.part.lanes] for _ in acc]
+        for cells in more:
+            for n, cell in zip(self.part.lanes, cells):
+                cell.set(splat(const(0.0), n))
+        return [acc, more]
+
+    def join(self, turns: Sequence[_Sums]) -> None:
+        """Add what took turns to the first."""
+        for acc, more in pairwise(turns):
+            for cells, others in zip(acc, more):
+                for cell, other in zip(cells, others):
+                    cell.set(cell.get() + other.get())
+
+    def both(self, turns: Sequence[_Sums], quads: "_Quads") -> None:
         """Four columns that all rows of the group have."""
         columns, n = quads.columns(), self.spec.group
         for first in range(0, QUAD, QUAD // n):
             weights = quads.values()
-            for column in columns[first : first + QUAD // n]:
-                self.multiply(acc, islice(weights, n), column)
+            for i in range(first, first + QUAD // n):
+                self.multiply(turns[i % len(turns)], islice(weights, n), columns[i])
             quads.advance()
 
-    def singles(self, acc: list[list[Cell]], quads: "_Quads", n: Expr) -> None:
+    def singles(self, turns: Sequence[_Sums], quads: "_Quads", n: Expr) -> None:
         """All quads of single rows; two at a time where the loop's own instructions count."""
         if not self.spares:
             with loop(0, n):
-                self.single(acc, quads)
+                self.single(turns, quads)
             return
         pairs = bind(emit.divide(n, const(2, self.index)))
         with loop(0, pairs):
-            self.single(acc, quads)
-            self.single(acc, quads)
+            self.single(turns, quads)
+            self.single(turns, quads)
         with when(pairs * 2 < n):
-            self.single(acc, quads)
+            self.single(turns, quads)
 
-    def single(self, acc: list[list[Cell]], quads: "_Quads") -> None:
+    def single(self, turns: Sequence[_Sums], quads: "_Quads") -> None:
         columns, weights = quads.columns(), quads.values()
         for k, place in enumerate(columns):
-            self.multiply([acc[k % self.spec.group]], islice(weights, 1), place)
+            turn, row = divmod(k, self.spec.group)
+            self.multiply([turns[turn % len(turns)][row]], islice(weights, 1), place)
         quads.advance()
 
     def spread(self, name: str, index: Expr) -> _Spread:
@@ -388,7 +413,7 @@ class _Emitter:
         """`x` as wide as an address, once: not extended again at every use."""
         return bind(emit.T.cast(x, self.index))
 
-    def begin_group(self, t: Expr, rows: Sequence[Expr]) -> tuple[list[list[Cell]], list[Expr]]:
+    def begin_group(self, t: Expr, rows: Sequence[Expr]) -> tuple[_Sums, list[Expr]]:
         """Accumulators with the bias or the partial sums, and where they lie in y."""
         a = self.a
         base = self.image * a["y_image"] + self.tile * a["y_tile"] + self.part.first

@@ -57,7 +57,7 @@ def test_single_elements() -> None:
 
 @pytest.mark.parametrize("sizes", [0, -1, [4, 5], [4, 3], [8, 0], [9, -1]])
 def test_parts_that_do_not_fit(sizes: int | list[int]) -> None:
-    assert refused(0, sizes=np.array(sizes)) == "the parts of 'x' are not known"
+    assert refused(0, sizes=np.array(sizes)) == "the parts of its sequence are not known"
 
 
 @pytest.mark.parametrize("position", [3, -4])
@@ -83,7 +83,7 @@ def test_what_is_computed() -> None:
         s = SplitToSequence<axis=1>(x, n)
         y = SequenceAt(s, at) }"""
     done = run(ExpandSequences(), model, at=np.array(0))
-    assert [d.reason for d in done.declined] == ["the parts of 'x' are not known"]
+    assert [d.reason for d in done.declined] == ["the parts of its sequence are not known"]
 
 
 def test_sequences_that_change() -> None:
