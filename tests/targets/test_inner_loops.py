@@ -134,11 +134,11 @@ def test_four_rows_alike_share_every_activation_load(name: str, vectors: int) ->
 
 
 # accesses to the stack in a round of windows of 3x3, of 5x5, of norms, and of windows whose taps
-# are a loop; on Arm most are addresses. With SSE fewer would cost more than they save
+# are a loop; on Arm most are addresses, in norms all. With SSE fewer would cost more than they save
 FROM_STACK = {
     "aarch64": (0, 0, 0, 0), "aarch64-sve256": (0, 0, 0, 0), "riscv64": (0, 0, 0, 0),
     "riscv64-v128": (0, 1, 0, 0), "riscv64-v256": (0, 1, 0, 0), "x86-64-v4": (0, 0, 0, 0),
-    "x86-64-v3": (0, 0, 1, 0), "x86-64-v2": (1, 3, 0, 0), "armv7": (6, 17, 0, 0),
+    "x86-64-v3": (0, 0, 3, 0), "x86-64-v2": (1, 3, 0, 0), "armv7": (6, 17, 0, 0),
     "cortex-m55": (9, 8, 2, 2),
 }  # fmt: skip
 
