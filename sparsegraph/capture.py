@@ -80,6 +80,7 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
     """
     try:
         import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError as error:
         raise CaptureError(
             message(
@@ -88,7 +89,7 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
         ) from error
     name = type(module).__name__
     try:
-        with _quiet():
+        with _quiet(), sdpa_kernel(SDPBackend.MATH):  # the others' strides get lost on the way
             program = module
             if isinstance(module, torch.nn.Module):
                 program = _export(module, tuple(example_inputs))
@@ -102,7 +103,7 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
         raise CaptureError(
             message("module", name, _brief(error), "an exportable module", "see torch.export")
         ) from error
-    return _normalize(model, name, shapes or {})
+    return _normalize(model, name, shapes or {}, has_true_shapes=True)
 
 
 @contextmanager
@@ -183,12 +184,15 @@ def _check_opset(proto: onnx.ModelProto, name: str) -> None:
             raise CaptureError(message("model", name, found, need, "export with opset 23"))
 
 
-def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
+def _normalize(
+    model: ir.Model, name: str, shapes: Shapes, has_true_shapes: bool = False
+) -> ir.Model:
     for step in (
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.RemoveInitializersFromInputsPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.NameFixPass(),
     ):
         model = step(model).model
     map_external_tensors(model)
@@ -198,11 +202,11 @@ def _normalize(model: ir.Model, name: str, shapes: Shapes) -> ir.Model:
     _widen_bfloat16(model, name)
     bind(model, name, shapes)
     _expand(model, name)
-    _infer(model, name)
+    _infer(model, name, has_true_shapes)
     SpreadMasks().run(model, Fuel())
     model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
     model = _raise_opset(model)
-    common.NameFixPass()(model)
+    common.NameFixPass()(model)  # names that the converter made
     fill_from_run(model)
     return model
 
@@ -273,8 +277,14 @@ def _expand(model: ir.Model, name: str) -> None:
         raise CaptureError(message("model", name, reason, "the outputs of its own nodes", fix))
 
 
-def _infer(model: ir.Model, name: str) -> None:
-    """Check the model and set shape and dtype of every value that inference can tell."""
+def _infer(model: ir.Model, name: str, has_true_shapes: bool) -> None:
+    """Check the model and set shape and dtype of every value that inference can tell.
+
+    Shapes in a file are claims, and dropped; those of a module exported here stand where inference
+    knows none.
+    """
+    values = [value for node in model.graph for value in node.outputs]
+    given = [(v, v.shape) for v in values if has_true_shapes and static_shape(v) is not None]
     for node in model.graph:
         for value in node.outputs:
             if isinstance(value.type, ir.TensorType | None):
@@ -287,6 +297,9 @@ def _infer(model: ir.Model, name: str) -> None:
             message("model", name, error, "a valid ONNX model", "correct or export it again")
         ) from error
     _copy_shapes(onnx.load_model_from_string(inferred), model)
+    for value, shape in given:
+        if value.shape is None:
+            value.shape = shape
 
 
 def _copy_shapes(proto: onnx.ModelProto, model: ir.Model) -> None:

@@ -188,10 +188,10 @@ def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def all_names(graph: ir.Graph) -> set[str]:
-    """Every value name in the graph and its subgraphs."""
+    """The name of every value and node in the graph and its subgraphs."""
     names = {v.name for v in (*graph.inputs, *graph.initializers.values()) if v.name}
     for node in graph.all_nodes():
-        names.update(v.name for v in node.outputs if v.name)
+        names.update(item.name for item in (node, *node.outputs) if item.name)
         for inner in subgraphs(node):
             names.update(v.name for v in (*inner.inputs, *inner.initializers.values()) if v.name)
     return names

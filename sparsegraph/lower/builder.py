@@ -156,11 +156,16 @@ class Builder:
         return made
 
     def single(self, value: ir.Value, axis: int, images: int) -> Stored:
-        """One point in each of some images, flat if that is how the value lies."""
+        """One point in each of some images, flat if that is how the value lies.
+
+        A view may hold them as the points of one image: a convolution's, each a sequence of one.
+        """
         forms = self._forms(value)
-        if "row" in forms and "fm" not in forms and dtype_of(value) == "float32":
-            return replace(forms["row"], layout=flat(images, shape_of(value)[axis], axis))
-        return self.feature(value, axis)
+        if "row" not in forms or "fm" in forms or dtype_of(value) != "float32":
+            stored = self.feature(value, axis)
+            if (stored.fm.images, stored.fm.points) == (images, 1):
+                return stored
+        return replace(self.row(value), layout=flat(images, shape_of(value)[axis], axis))
 
     def maps(self, value: ir.Value, *, is_planar: bool = False) -> Stored:
         """The value [images, channels, ...] in feature-major order, as windows read it.

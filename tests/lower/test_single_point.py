@@ -100,3 +100,20 @@ def test_more_columns_than_a_number_has_bits_for() -> None:
     x, y = (blocked(1, n, 1, 1, machine) for n in (MOST_COLUMNS + 1, 2))
     weight = pruned(0.05, 1, 2, MOST_COLUMNS + 1)
     assert not problem.of(Operands(weight, x, y, None), machine).single
+
+
+@pytest.mark.parametrize("kept", [0.05, 1.0])
+@pytest.mark.parametrize("images", [1, 2])
+def test_points_of_maps_as_sequences_of_one(kept: float, images: int) -> None:
+    """MobileViT at its last stage: four pixels of one image are four images of one point."""
+    n = 4 * images
+    model = parse(
+        f"""g (float[{images},{COLUMNS},2,2] x) => (float[{n},1,{N}] y) {{
+            c = Conv(x, v)  r = Reshape(c, planes)  t = Transpose<perm=[0, 3, 2, 1]>(r)
+            s = Reshape(t, rows)  y = MatMul(s, w) }}""",
+        v=pruned(kept, 1, COLUMNS)[:, :, None, None], w=pruned(kept, 1).T.copy(),
+        planes=np.array([images, COLUMNS, 1, 4]), rows=np.array([n, 1, COLUMNS]),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.manifest.verification["max_rel_error"] <= 1e-5
+    assert not made.fallback_nodes
