@@ -6,11 +6,8 @@ outputs, and a shape and dtype on every value but those whose shape depends on r
 Nothing is folded yet.
 """
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +70,12 @@ def load(source: Source, shapes: Shapes | None = None) -> ir.Model:
 def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = None) -> ir.Model:
     """A `torch.nn.Module` or `ExportedProgram` as a static graph, in inference mode.
 
-    The exporter's own optimiser stays off: it deletes `+ 1e-8` and folds masks of small weights
-    only. Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all.
+    Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all.
 
     Raises CaptureError with the exporter's reason.
     """
     try:
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from sparsegraph import exporter
     except ImportError as error:
         raise CaptureError(
             message(
@@ -89,91 +84,12 @@ def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = 
         ) from error
     name = type(module).__name__
     try:
-        with _quiet(), sdpa_kernel(SDPBackend.MATH):  # the others' strides get lost on the way
-            program = module
-            if isinstance(module, torch.nn.Module):
-                program = _export(module, tuple(example_inputs))
-            with _dense([program.state_dict, program.constants]), _dense_products(program):
-                exported = torch.onnx.export(
-                    program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
-                )
-        assert exported is not None
-        model = exported.model.clone()
+        model = exporter.export(module, example_inputs, OPSET)
     except Exception as error:
         raise CaptureError(
             message("module", name, _brief(error), "an exportable module", "see torch.export")
         ) from error
     return _normalize(model, name, shapes or {}, has_true_shapes=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes (torchvision missing, its own deprecations) off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-def _export(module: Any, example_inputs: tuple[Any, ...]) -> Any:
-    import torch
-
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    stores = [s for p, _ in modes for s in (p._parameters, p._buffers, vars(p))]
-    try:
-        with _dense(stores):
-            return torch.export.export(module, example_inputs)
-    finally:
-        for part, was_training in modes:
-            part.training = was_training
-
-
-@contextmanager
-def _dense(stores: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Tensors of sparse layouts are dense within the block: exporters know no other."""
-    import torch
-
-    held = [
-        (store, name, tensor)
-        for store in stores
-        for name, tensor in store.items()
-        if isinstance(tensor, torch.Tensor) and tensor.layout != torch.strided
-    ]
-    try:
-        for store, name, tensor in held:
-            full = tensor.detach().to_dense()
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            store[name] = torch.nn.Parameter(full, False) if is_parameter else full
-        yield
-    finally:
-        for store, name, tensor in held:
-            store[name] = tensor
-
-
-@contextmanager
-def _dense_products(program: Any) -> Iterator[None]:
-    """Products of sparse matrices are those of dense ones for the duration of the block."""
-    import torch
-
-    aten = torch.ops.aten
-    plain = {
-        aten._sparse_mm.default: aten.mm.default,
-        aten._sparse_addmm.default: aten.addmm.default,
-    }
-    held = [(node, node.target) for node in program.graph.nodes if node.target in plain]
-    try:
-        for node, target in held:
-            node.target = plain[target]
-        yield
-    finally:
-        for node, target in held:
-            node.target = target
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:

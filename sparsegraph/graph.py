@@ -191,7 +191,7 @@ def all_names(graph: ir.Graph) -> set[str]:
     """The name of every value and node in the graph and its subgraphs."""
     names = {v.name for v in (*graph.inputs, *graph.initializers.values()) if v.name}
     for node in graph.all_nodes():
-        names.update(item.name for item in (node, *node.outputs) if item.name)
+        names.update(name for name in (node.name, *(v.name for v in node.outputs)) if name)
         for inner in subgraphs(node):
             names.update(v.name for v in (*inner.inputs, *inner.initializers.values()) if v.name)
     return names

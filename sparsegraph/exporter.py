@@ -1,0 +1,146 @@
+"""PyTorch's exporter, and ways around what it cannot do.
+
+Its own optimiser stays off: it deletes `+ 1e-8` and folds masks of small weights only.
+"""
+
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_ATEN = torch.ops.aten
+_ATTENTION = _ATEN.scaled_dot_product_attention.default
+_OPERANDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # in their order
+_DENSE = {
+    _ATEN._sparse_mm.default: _ATEN.mm.default,
+    _ATEN._sparse_addmm.default: _ATEN.addmm.default,
+}
+
+
+def export(module: Any, example_inputs: Sequence[Any], opset: int) -> ir.Model:
+    """A `torch.nn.Module`, in inference mode, or an `ExportedProgram` in ONNX's operators.
+
+    The module and the program are afterwards as they were. Raises what the exporter raises.
+    """
+    with ExitStack() as held:
+        held.enter_context(_quiet())
+        # other backends' results have strides that are lost on the way, and views of them fail
+        held.enter_context(sdpa_kernel(SDPBackend.MATH))
+        program = module
+        if isinstance(module, torch.nn.Module):
+            program = _traced(module, tuple(example_inputs))
+        held.enter_context(_dense([program.state_dict, program.constants]))
+        held.enter_context(_adapted(program))
+        exported = torch.onnx.export(
+            program, dynamo=True, optimize=False, opset_version=opset, verbose=False
+        )
+    assert exported is not None
+    return exported.model.clone()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes off the terminal.
+
+    torchvision missing, its own deprecations, and, where it fails, the whole graph.
+    """
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _traced(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    stores = [s for p, _ in modes for s in (p._parameters, p._buffers, vars(p))]
+    try:
+        with _dense(stores):
+            return torch.export.export(module, example_inputs)
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
+
+
+@contextmanager
+def _dense(stores: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Tensors of sparse layouts are dense within the block: exporters know no other."""
+    held = [
+        (store, name, tensor)
+        for store in stores
+        for name, tensor in store.items()
+        if isinstance(tensor, torch.Tensor) and tensor.layout != torch.strided
+    ]
+    try:
+        for store, name, tensor in held:
+            full = tensor.detach().to_dense()
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            store[name] = torch.nn.Parameter(full, False) if is_parameter else full
+        yield
+    finally:
+        for store, name, tensor in held:
+            store[name] = tensor
+
+
+@contextmanager
+def _adapted(program: Any) -> Iterator[None]:
+    """What the exporter refuses in operators that it takes, for the duration of the block.
+
+    Products of sparse matrices are those of dense ones; attention has four dimensions and as many
+    heads of keys as of queries, where PyTorch takes any number of the former and broadcasts.
+    """
+    graph, nodes = program.graph, list(program.graph.nodes)
+    before = [(node, node.target, node.args, node.kwargs) for node in nodes]
+    try:
+        for node in nodes:
+            if node.target in _DENSE:
+                node.target = _DENSE[node.target]
+            elif node.target == _ATTENTION and not node.kwargs.get("enable_gqa"):
+                _adapt_attention(graph, node)
+        yield
+    finally:
+        for node, target, args, kwargs in before:
+            node.target, node.args, node.kwargs = target, args, kwargs
+        for node in [n for n in reversed(graph.nodes) if n not in nodes]:
+            graph.erase_node(node)
+
+
+def _adapt_attention(graph: Any, node: Any) -> None:
+    """The node becomes the reshape of an attention of its reshaped operands, where they need it."""
+    given = dict(zip(_OPERANDS, node.args)) | node.kwargs
+    shape = node.meta["val"].shape
+    heads = shape[:-2]
+    pair = (math.prod(heads[:-1]), math.prod(heads[-1:]))
+
+    def call(target: Any, x: Any, wanted: Sequence[Any]) -> Any:
+        value = x.meta["val"]
+        if value.shape == torch.Size(wanted):
+            return x
+        made = graph.call_function(target, (x, list(wanted)))
+        made.meta = {**x.meta, "val": target(value, list(wanted))}
+        return made
+
+    with graph.inserting_before(node):
+        for name in _OPERANDS[: 3 if len(heads) == 2 else 4]:
+            if (x := given.get(name)) is not None:
+                rest = x.meta["val"].shape[-2:]
+                x = call(_ATEN.expand.default, x, [*heads, *rest])
+                given[name] = call(_ATEN.reshape.default, x, [*pair, *rest])
+        if len(heads) == 2:
+            node.args, node.kwargs = (), given
+            return
+        plain = graph.call_function(_ATTENTION, (), given)
+    plain.meta = {**node.meta, "val": node.meta["val"].reshape(*pair, *shape[-2:])}
+    node.target, node.args, node.kwargs = _ATEN.reshape.default, (plain, list(shape)), {}

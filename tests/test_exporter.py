@@ -1,0 +1,98 @@
+"""What PyTorch's exporter refuses, captured all the same; programs are afterwards as they were."""
+
+from typing import Any
+
+import pytest
+
+from sparsegraph.capture import capture
+from sparsegraph.errors import CaptureError
+from sparsegraph.verify import compare, run_onnx
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+attention = nn.functional.scaled_dot_product_attention
+
+
+def assert_captured(source: Any, module: Any, *inputs: Any) -> None:
+    model = capture(source, inputs)
+    feed = dict(zip([str(v.name) for v in model.graph.inputs], (x.numpy() for x in inputs)))
+    (found,) = run_onnx(model, feed).values()
+    with torch.no_grad():
+        assert compare(found, module(*inputs).numpy()) < 1e-6
+
+
+class Attention(nn.Module):
+    def __init__(self, is_causal: bool, is_last: bool) -> None:
+        super().__init__()
+        self.is_causal, self.is_last = is_causal, is_last
+
+    def forward(self, q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+        y = attention(q, k, v, mask, is_causal=self.is_causal, scale=0.3)
+        return y if self.is_last else torch.tanh(y)
+
+
+@pytest.mark.parametrize(
+    ("heads", "of_keys", "mask", "is_causal"),
+    [
+        ((), (), None, False), ((3,), (3,), None, False), ((3,), (1,), (5, 7), False),
+        ((2, 4), (2, 1), None, True), ((2, 4), (1, 4), (1, 1, 5, 7), False),
+        ((2, 4), (2, 4), (2, 1, 1, 7), False), ((2, 3, 4), (2, 3, 4), (1, 7), False),
+        ((2, 3, 4), (2, 1, 1), (3, 1, 5, 7), True), ((2, 2, 3, 4), (2, 2, 3, 4), (4, 5, 7), False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_last", [False, True])
+def test_attention_of_any_rank(
+    heads: tuple[int, ...], of_keys: tuple[int, ...], mask: tuple[int, ...] | None,
+    is_causal: bool, is_last: bool,
+) -> None:  # fmt: skip
+    """Twins and Hiera have five dimensions, Falcon and MobileNetV4 one head of keys."""
+    torch.manual_seed(0)
+    is_causal = is_causal and mask is None
+    keys = 5 if is_causal else 7
+    inputs = [torch.randn(*heads, 5, 8), torch.randn(*of_keys, keys, 8)]
+    inputs += [torch.randn(*of_keys, keys, 6)] + ([torch.randn(mask)] if mask else [])
+    net = Attention(is_causal, is_last)
+    assert_captured(net, net, *inputs)
+    program = torch.export.export(net, tuple(inputs))
+    before = str(program.graph)
+    assert_captured(program, net, *inputs)
+    assert str(program.graph) == before
+    torch.testing.assert_close(program.module()(*inputs), net(*inputs))
+
+
+class Heads(nn.Module):
+    """Attention between transposed values and views as in T5, BEiT and Swin; LayoutLM's mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.o = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.register_buffer("places", torch.arange(20)[None])
+        self.position = nn.Embedding(20, 32)
+        self.bias = nn.Parameter(torch.randn(1, 4, 9, 9))
+
+    def forward(self, x: Any, kept: Any) -> Any:
+        x = x + self.position(self.places[:, : x.shape[1]])
+        q = self.q(x).view(2, 9, -1, 8).transpose(1, 2)
+        hidden = (1 - kept[:, None, None, :]) * torch.finfo(torch.float32).min
+        y = attention(q, q, q, hidden).transpose(1, 2).contiguous()
+        q = self.q(self.o(y.view(2, 9, -1))).view(2, 9, -1, 8).transpose(1, 2)
+        return attention(q, q, q, self.bias).transpose(1, 2).contiguous().view(2, 9, -1)
+
+
+def test_views_of_attention() -> None:
+    net, kept = Heads().eval(), torch.ones(2, 9)
+    kept[1, 5:] = 0
+    assert_captured(net, net, torch.randn(2, 9, 32), kept)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+def test_a_failure_is_one_message(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the whole graph where a branch depends on data."""
+    with pytest.raises(CaptureError, match=r"'Branch'.*data-dependent"):
+        capture(Branch(), (torch.randn(3),))
+    assert capfd.readouterr() == ("", "")
