@@ -69,21 +69,23 @@ class Heads(nn.Module):
         self.q, self.o = nn.Linear(32, 32), nn.Linear(32, 32)
         self.register_buffer("places", torch.arange(20)[None])
         self.position = nn.Embedding(20, 32)
-        self.bias = nn.Parameter(torch.randn(1, 4, 9, 9))
+        self.table = nn.Parameter(torch.randn(17, 4))
+        steps = torch.arange(9)
+        self.register_buffer("distances", steps[:, None] - steps + 8)
 
     def forward(self, x: Any, kept: Any) -> Any:
-        x = x + self.position(self.places[:, : x.shape[1]])
-        q = self.q(x).view(2, 9, -1, 8).transpose(1, 2)
+        q = self.q(self.position(self.places[:, :9])).view(1, 9, -1, 8).transpose(1, 2)
         hidden = (1 - kept[:, None, None, :]) * torch.finfo(torch.float32).min
-        y = attention(q, q, q, hidden).transpose(1, 2).contiguous()
-        q = self.q(self.o(y.view(2, 9, -1))).view(2, 9, -1, 8).transpose(1, 2)
-        return attention(q, q, q, self.bias).transpose(1, 2).contiguous().view(2, 9, -1)
+        y = attention(q, q, q, hidden).transpose(1, 2).contiguous().view(1, 9, -1)
+        q = self.q(self.o(y) + x).view(1, 9, -1, 8).transpose(1, 2)
+        bias = self.table[self.distances].permute(2, 0, 1)[None]
+        return attention(q, q, q, bias).transpose(1, 2).contiguous().view(1, 9, -1)
 
 
 def test_views_of_attention() -> None:
-    net, kept = Heads().eval(), torch.ones(2, 9)
-    kept[1, 5:] = 0
-    assert_captured(net, net, torch.randn(2, 9, 32), kept)
+    net, kept = Heads().eval(), torch.ones(1, 9)
+    kept[:, 5:] = 0
+    assert_captured(net, net, torch.randn(1, 9, 32), kept)
 
 
 class Branch(nn.Module):
