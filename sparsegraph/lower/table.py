@@ -26,6 +26,7 @@ from sparsegraph.lower.recurrent import lower_recurrent
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
 from sparsegraph.lower.resize import lower_resize
+from sparsegraph.lower.scan import lower_cumsum, lower_top_k
 from sparsegraph.lower.transposed import lower_conv_transpose, lower_depth_to_space
 from sparsegraph.lower.views import lower_reshape, lower_transpose
 from sparsegraph.targets.kernels.reduce import REDUCTIONS
@@ -47,6 +48,8 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "ArgMin": lower_arg,
     **{f"Reduce{op}": lower_reduce for op in REDUCTIONS},
     **{f"Reduce{op}": lower_spatial_reduce for op in ("Mean", "Sum", "Max", "Min")},
+    "CumSum": lower_cumsum,
+    "TopK": lower_top_k,
     "MaxPool": lower_pool,
     "AveragePool": lower_pool,
     "GlobalAveragePool": lower_global_pool,

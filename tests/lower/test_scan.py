@@ -1,0 +1,72 @@
+"""CumSum and TopK in graphs, with what reads them."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsegraph import verify
+from sparsegraph.compile import compile
+from tests.passes.check import parse
+
+
+def found_and_wanted(text: str, **weights: np.ndarray) -> None:
+    """Native on every output, and equal to ONNX Runtime on all feeds."""
+    model = parse(text, **weights)
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.fallback_nodes == []
+    names = [o.name for o in made.session.get_outputs()]
+    for feed in verify.feeds_for(model, 4):
+        wanted = verify.Session(model).run(feed)
+        for name, found in zip(names, made.session.run(None, feed)):
+            assert found.dtype == wanted[name].dtype
+            np.testing.assert_allclose(found, wanted[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("options", ["", "<exclusive=1>", "<reverse=1>", "<exclusive=1,reverse=1>"])
+@pytest.mark.parametrize("dtype", ["float", "int32", "int64"])
+def test_running_sums(axis: int, options: str, dtype: str) -> None:
+    text = f"g ({dtype}[4,9,5] x) => ({dtype}[4,9,5] y) {{ y = CumSum{options}(x, axis) }}"
+    found_and_wanted(text, axis=np.array(axis))
+
+
+def test_positions_of_tokens() -> None:
+    """RoBERTa counts the tokens that are no padding."""
+    table = np.random.default_rng(0).random((16, 8), np.float32)
+    found_and_wanted(
+        """g (int64[2,12] ids) => (float[2,12,8] y) {
+            e = Equal(ids, pad)  k = Not(e)  m = Cast<to=6>(k)  c = CumSum(m, axis)
+            p = Mul(c, m)  w = Cast<to=7>(p)  i = Add(w, pad)  y = Gather(table, i) }""",
+        pad=np.array(1), axis=np.array(1), table=table,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("axis", "k"), [(0, 2), (1, 7), (-1, 1), (-1, 5)])
+@pytest.mark.parametrize("largest", [0, 1])
+def test_the_best(axis: int, k: int, largest: int) -> None:
+    shape = [4, 7, 5]
+    shape[axis] = k
+    size = ",".join(map(str, shape))
+    found_and_wanted(
+        f"""g (float[4,7,5] x) => (float[{size}] y, int64[{size}] i) {{
+            y, i = TopK<axis={axis},largest={largest}>(x, k) }}""", k=np.array([k]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("last", ["Softmax(y)", "Cast<to=1>(i)"])
+def test_experts_of_tokens(last: str) -> None:
+    """A router reads the shares of the best, or their places alone."""
+    found_and_wanted(
+        f"""g (float[16,32] x) => (float[16,2] z) {{
+            s = MatMul(x, w)  y, i = TopK(s, k)  z = {last} }}""",
+        w=np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32), k=np.array([2]),
+    )  # fmt: skip
+
+
+def test_what_stays_with_onnx_runtime() -> None:
+    model = parse(
+        "g (float[4,7] x) => (float[4,2] y, int64[4,2] i) { y, i = TopK<sorted=0>(x, k) }",
+        k=np.array([2]),
+    )
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert len(made.fallback_nodes) == 1
