@@ -2,13 +2,15 @@
 
     y = Trilu<upper=0>(x, k)                  ->  y = Where([[1, 0], [1, 1]], x, 0)
     y = GatherND(x, [[0, 2], [1, -1]])        ->  y = Gather(Reshape(x, [h * w, c]), [2, 2 * w - 1])
+    y = GatherND(x, i)                        ->  j = Where(Less(i, 0), Add(i, [h, w]), i)
+                                                  y = Gather(.., ReduceSum(Mul(j, [w, 1]), [-1]))
     y = IsInf(x)                              ->  y = Equal(Abs(x), inf)
 
-PyTorch writes causal masks with Trilu, an index list or a linear resize with GatherND, and
-nan_to_num with IsInf.
+PyTorch writes causal masks with Trilu, index lists (the token of CLIP, the experts of Mixtral) and
+linear resizes with GatherND, and nan_to_num with IsInf.
 
-Declines when: a shape, the diagonal or the indices are not known, an index lies outside, batches
-have indices of their own, or IsInf looks for neither sign or stands in an opset before 11.
+Declines when: a shape or the diagonal is not known, an index lies outside, batches have indices of
+their own, or IsInf looks for neither sign or stands in an opset before 11.
 """
 
 import math
@@ -31,6 +33,7 @@ from sparsegraph.graph import (
 from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
 
 _COMPARES_FLOATS = 11  # opset of Equal
+_SUMS_AXES_GIVEN = 13  # opset of ReduceSum
 _CHOSEN = FLOAT_DTYPES | {ir.DataType.INT64}  # that both Trilu and Where take in ONNX Runtime
 _LARGEST_MASK = 1 << 24  # elements of a triangle
 
@@ -96,14 +99,16 @@ def _triangle(node: ir.Node, build: Builder) -> ir.Value:
 # ---------------------------------------------------------------- gathers
 
 
-def _open_gather(node: ir.Node, _: ir.Graph) -> str | None:
-    shape, indices = static_shape(node.inputs[0]), constant(node.inputs[1])
-    if shape is None or 0 in shape:
+def _open_gather(node: ir.Node, graph: ir.Graph) -> str | None:
+    shape, places = (static_shape(value) for value in node.inputs)
+    if shape is None or places is None or 0 in (*shape, *places):
         return "its shape is not known"
-    if indices is None or not indices.size:
-        return "its indices are computed"
     if int_attribute(node, "batch_dims", 0):
         return "batches have indices of their own"
+    indices = constant(node.inputs[1])
+    if indices is None:
+        is_old = graph.opset_imports.get("", 0) < _SUMS_AXES_GIVEN
+        return f"its indices are computed, before opset {_SUMS_AXES_GIVEN}" if is_old else None
     extents = np.array(shape[: indices.shape[-1]])
     if ((indices < -extents) | (indices >= extents)).any():
         return f"an index lies outside of {shape}"
@@ -112,19 +117,45 @@ def _open_gather(node: ir.Node, _: ir.Graph) -> str | None:
 
 def _gather(node: ir.Node, build: Builder) -> ir.Value:
     """One index where there were several: all indexed axes become one."""
-    x, shape, indices = node.inputs[0], static_shape(node.inputs[0]), constant(node.inputs[1])
+    x, indices = node.inputs
     assert x is not None
-    assert shape is not None
     assert indices is not None
-    n = indices.shape[-1]
-    places = np.moveaxis(indices % np.array(shape[:n]), -1, 0)
-    flat = np.ravel_multi_index(tuple(places), shape[:n]).astype(np.int64)
+    shape, (*lead, n) = static_shape(x) or (), static_shape(indices) or ()
+    at = _known_places(indices, shape[:n], build)
+    if at is None:
+        at = _computed_places(indices, shape[:n], build)
     if n > 1:
         joined = (math.prod(shape[:n]), *shape[n:])
-        size = build.constant(np.array(joined, np.int64), f"{build.hint}_shape")
-        x = build.op("Reshape", [x, size], like=x, shape=joined)
-    at = build.constant(flat, f"{build.hint}_places", node.inputs[1])
-    return build.op("Gather", [x, at], {"axis": 0}, like=x, shape=(*flat.shape, *shape[n:]))
+        x = build.op("Reshape", [x, _sizes(joined, build)], like=x, shape=joined)
+    return build.op("Gather", [x, at], {"axis": 0}, like=x, shape=(*lead, *shape[n:]))
+
+
+def _sizes(sizes: Sequence[int], build: Builder) -> ir.Value:
+    return build.constant(np.array(sizes, np.int64), f"{build.hint}_sizes")
+
+
+def _known_places(indices: ir.Value, extents: Sequence[int], build: Builder) -> ir.Value | None:
+    array = constant(indices)
+    if array is None:
+        return None
+    places = np.moveaxis(array % np.array(extents), -1, 0)
+    flat = np.ravel_multi_index(tuple(places), tuple(extents)).astype(np.int64)
+    return build.constant(flat, f"{build.hint}_places", indices)
+
+
+def _computed_places(indices: ir.Value, extents: Sequence[int], build: Builder) -> ir.Value:
+    lead = (static_shape(indices) or ())[:-1]
+    if len(extents) == 1:
+        return build.op("Reshape", [indices, _sizes(lead, build)], like=indices, shape=lead)
+    zero = build.constant(np.zeros((), np.int64), f"{build.hint}_zero")
+    below = build.op("Less", [indices, zero], like=indices)
+    below.type = ir.TensorType(ir.DataType.BOOL)
+    from_end = build.op("Add", [indices, _sizes(extents, build)], like=indices)
+    place = build.op("Where", [below, from_end, indices], like=indices)
+    strides = [math.prod(extents[i + 1 :]) for i in range(len(extents))]
+    scaled = build.op("Mul", [place, _sizes(strides, build)], like=indices)
+    last = {"keepdims": 0}
+    return build.op("ReduceSum", [scaled, _sizes([-1], build)], last, like=indices, shape=lead)
 
 
 # ---------------------------------------------------------------- infinities

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from sparsegraph.errors import UnsupportedError, VerifyError, message, one_line
-from sparsegraph.graph import is_op, is_used, made_by, scalar, static_shape
+from sparsegraph.graph import int_attribute, is_op, is_used, made_by, scalar, static_shape
 
 Feed = dict[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -173,8 +173,10 @@ def index_bound(value: ir.Value) -> int | None:
         if is_op(node, "Gather", "GatherElements", "ScatterElements"):
             axis = node.attributes.get("axis")
             bounds.append(shape[axis.as_int() if axis else 0])
-        elif is_op(node, "GatherND"):
-            bounds.append(shape[0])
+        elif is_op(node, "GatherND", "ScatterND"):
+            places, first = static_shape(value), int_attribute(node, "batch_dims", 0)
+            n_axes = places[-1] if places else 1
+            bounds += shape[first : first + n_axes]
     return min(bounds, default=None)
 
 

@@ -33,6 +33,15 @@ def test_integer_feeds_stay_inside_the_table() -> None:
         assert np.isfinite(run_onnx(model, feed)["y"]).all()
 
 
+@pytest.mark.parametrize(("n", "bound"), [(1, 9), (2, 5), (3, 4)])
+def test_index_bound_of_several_axes(n: int, bound: int) -> None:
+    shape = ",".join(["6", *"954"[n:]])
+    model = parse(
+        f"g (float[9,5,4] x, int64[6,{n}] i) => (float[{shape}] y) {{ y = GatherND(x, i) }}"
+    )
+    assert index_bound(model.graph.inputs[1]) == bound
+
+
 def test_masks_are_all_masked_once_and_all_kept_once() -> None:
     model = bert()
     assert [is_mask_input(v) for v in model.graph.inputs] == [False, True, False]

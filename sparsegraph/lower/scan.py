@@ -22,8 +22,10 @@ def lower_cumsum(b: Builder, node: ir.Node) -> None:
         raise Declined(f"running sums of {dtype_of(x)}")
     outer, n, inner = _around(x, int(axis))
     stored, to = b.row(x), b.new_row(node.outputs[0])
-    options = (bool(int_attribute(node, name, 0)) for name in ("exclusive", "reverse"))
-    kernel = CumulativeSum(stored.dtype, *options, inner == 1)
+    is_exclusive, is_reverse = (
+        bool(int_attribute(node, name, 0)) for name in ("exclusive", "reverse")
+    )
+    kernel = CumulativeSum(stored.dtype, is_exclusive, is_reverse, inner == 1)
     args: list[Arg] = [to.address, stored.address, n, inner]
     b.step(kernel, args, items(outer, inner, b.target), [node], detail="running sums")
 
