@@ -113,6 +113,7 @@ def _shrink(program: Program) -> None:
         for name in sorted(set().union(*chain) & program.temporaries.keys()):
             access = next(step[name] for step in chain if name in step)
             is_panel = access.image == access.tiles * access.tile
+            is_panel = is_panel and all(_has_strides(program.steps[i], name) for i in run)
             if uses[name] == 1 and access != WHOLE and is_panel:
                 n_images = program.steps[run.start].items // access.tiles
                 saved = 4 * (n_images * access.image - access.tile)
@@ -121,9 +122,19 @@ def _shrink(program: Program) -> None:
                     program.steps[i] = _on_panel(program.steps[i], name)
 
 
+def _has_strides(step: Step, buffer: str) -> bool:
+    """True if arguments say how far apart all tiles lie; tokens are as far as their points."""
+    return _strides(step, buffer) <= {p.name for p in step.kernel.params}
+
+
 def _on_panel(step: Step, buffer: str) -> Step:
     """The step with every item of `buffer` in the same place."""
-    names = [p.name for p in step.kernel.params]
-    mine = [n for n, a in zip(names, step.args) if isinstance(a, Ref) and a.buffer == buffer]
-    strides = {f"{n}_{s}" for n in mine for s in ("image", "tile")}
+    strides, names = _strides(step, buffer), [p.name for p in step.kernel.params]
     return replace(step, args=tuple(0 if n in strides else a for n, a in zip(names, step.args)))
+
+
+def _strides(step: Step, buffer: str) -> set[str]:
+    """Names of the arguments that are distances in the buffer."""
+    named = zip((p.name for p in step.kernel.params), step.args)
+    mine = [n for n, a in named if isinstance(a, Ref) and a.buffer == buffer]
+    return {f"{n}_{s}" for n in mine for s in ("image", "tile")}

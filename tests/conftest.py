@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 BATCH, INPUTS, HIDDEN, OUTPUTS = 64, 32, 64, 16
 UP_DENSITY = 0.1
+GUARD, UNTOUCHED = 4096, 0xA5  # bytes beside a workspace, and what they hold
 
 
 def perceptron() -> onnx.ModelProto:
@@ -61,6 +62,37 @@ def every_kernel_compiles() -> None:
     module.LEAVE_REFUSED = False
 
 
+def guarded_workspace(n_bytes: int, content: int = 0) -> np.ndarray:
+    """Bytes of one value between two stretches of another."""
+    whole = np.full(n_bytes + 2 * GUARD, UNTOUCHED, np.uint8)
+    inner = whole[GUARD:-GUARD]
+    inner[:] = content
+    return inner
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_run_writes_beside_its_workspace() -> Iterator[None]:
+    """Every run of every test; what it overwrites would else be found much later, or never."""
+    from sparsegraph.segments import Native
+
+    begin, call = Native.__init__, Native.call
+
+    def begin_guarded(self: Native, *args: Any) -> None:
+        begin(self, *args)
+        self.free.append(guarded_workspace(self.workspace_bytes))
+
+    def call_guarded(self: Native, *args: Any) -> None:
+        call(self, *args)
+        for whole in (w.base for w in self.free if w.base is not None):
+            assert (whole[:GUARD] == UNTOUCHED).all(), "a run wrote before its workspace"
+            assert (whole[-GUARD:] == UNTOUCHED).all(), "a run wrote behind its workspace"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Native, "__init__", begin_guarded)
+        patch.setattr(Native, "call", call_guarded)
+        yield
+
+
 @pytest.fixture(scope="module")
 def workspaces_of_nan() -> Iterator[None]:
     """Models run first in a workspace full of NaN: a caller's memory may hold anything."""
@@ -70,7 +102,7 @@ def workspaces_of_nan() -> Iterator[None]:
 
     def begin_with_nan(self: Native, *args: Any) -> None:
         begin(self, *args)
-        self.free.append(np.full(self.workspace_bytes, 0xFF, np.uint8))
+        self.free.append(guarded_workspace(self.workspace_bytes, 0xFF))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Native, "__init__", begin_with_nan)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sparsegraph.targets import emit
@@ -14,6 +15,7 @@ from sparsegraph import chain, targets, verify
 from sparsegraph.capture import load
 from sparsegraph.compile import compile
 from sparsegraph.program import Program, Ref, Step
+from tests.passes.check import parse
 
 TARGET = targets.get("x86-64-v3")
 TILES, TILE = 8, 1 << 15
@@ -92,6 +94,21 @@ def test_a_value_of_one_chain_shrinks_to_a_panel() -> None:
     assert made.steps[1].args[:6] == (Ref("c"), TILES * TILE, TILE, Ref("b"), 0, 0)
 
 
+def test_tokens_do_not_shrink() -> None:
+    """Their tiles are as far apart as their points, which no argument sets to 0."""
+    params = emit.signature(
+        "y:float32* y_image:int32 y_point:int32 x:float32* x_image:int32 x_tile:int32 "
+        "tiles:int32 block:int32"
+    )
+    strides = (TILES * TILE, TILE)
+    args = (Ref("b"), TILES * TILE, TILE // 64, Ref("a"), *strides, TILES, 64)
+    made = program(Step(Move(params=params), args, TILES, tiled=("y", "x")), step("c", "b"))
+    chain.form_chains(made, TARGET)
+    assert made.chains == [2]
+    assert made.panels.keys() == {"a", "c"}
+    assert made.steps[0].args == (Ref("b"), TILES * TILE, TILE // 64, Ref("a"), 0, 0, TILES, 64)
+
+
 def mlp(points: int, *, batch: int = 1) -> onnx.ModelProto:
     """x -> linear, relu, linear + x, layer norm, over [batch, points, 64]."""
     rng = np.random.default_rng(0)
@@ -166,3 +183,18 @@ def test_wide_output_is_computed_in_parts(points: int, rows: int, batch: int) ->
     assert layer["density"] == pytest.approx(np.count_nonzero(weight) / weight.size)
     products = [s for s in compiled.manifest.segments[0].steps if "mm" in s.kernel]
     assert len(products) > 1, "the output of one tile would not fit the cache"
+
+
+def test_attention_of_one_head_behind_a_large_product() -> None:
+    """MaxViT's first stage: queries, keys and values go to rows and back, tile by tile."""
+    rng, shape, split = np.random.default_rng(0), (64, 8, 8, 32), (64, 1, 64, 32)
+    weight = (rng.standard_normal((32, 96)) / 32 * (rng.random((32, 96)) < 0.1)).astype(np.float32)
+    model = parse(
+        """g (float[64,8,8,32] x) => (float[64,8,8,32] y) {
+            m = MatMul(x, w)  t = Reshape(m, split)  q, k, v = Split<axis=3, num_outputs=3>(t)
+            a = Attention(q, k, v, mask)  y = Reshape(a, whole) }""",
+        w=weight, split=np.array([*split[:3], 96]), whole=np.array(shape),
+        mask=rng.standard_normal((1, 1, 64, 64)).astype(np.float32),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.manifest.verification["max_rel_error"] < 1e-5
