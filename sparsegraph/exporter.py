@@ -101,19 +101,20 @@ def _adapted(program: Any) -> Iterator[None]:
     Products of sparse matrices are those of dense ones; attention has four dimensions and as many
     heads of keys as of queries, where PyTorch takes any number of the former and broadcasts.
     """
-    graph, nodes = program.graph, list(program.graph.nodes)
-    before = [(node, node.target, node.args, node.kwargs) for node in nodes]
+    graph, before = program.graph, set(program.graph.nodes)
+    concerned = [n for n in graph.nodes if n.target == _ATTENTION or n.target in _DENSE]
+    given = [(node, node.target, node.args, node.kwargs) for node in concerned]
     try:
-        for node in nodes:
+        for node in concerned:
             if node.target in _DENSE:
                 node.target = _DENSE[node.target]
-            elif node.target == _ATTENTION and not node.kwargs.get("enable_gqa"):
+            elif not node.kwargs.get("enable_gqa"):
                 _adapt_attention(graph, node)
         yield
     finally:
-        for node, target, args, kwargs in before:
+        for node, target, args, kwargs in given:
             node.target, node.args, node.kwargs = target, args, kwargs
-        for node in [n for n in reversed(graph.nodes) if n not in nodes]:
+        for node in [n for n in reversed(graph.nodes) if n not in before]:
             graph.erase_node(node)
 
 
