@@ -67,10 +67,15 @@ def load(source: Source, shapes: Shapes | None = None) -> ir.Model:
         ) from error
 
 
-def capture(module: Any, example_inputs: Sequence[Any], shapes: Shapes | None = None) -> ir.Model:
+def capture(
+    module: Any,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    shapes: Shapes | None = None,
+) -> ir.Model:
     """A `torch.nn.Module` or `ExportedProgram` as a static graph, in inference mode.
 
-    Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all.
+    Example inputs are by position, or by name as tokenizers return them; their shapes are those of
+    the model. Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all.
 
     Raises CaptureError with the exporter's reason.
     """

@@ -105,7 +105,7 @@ def compile(
     source: Source | Any,
     target: str | Target = "native",
     *,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     shapes: Shapes | Sequence[Shapes] | None = None,
     threads: int = 1,
     output: str | Path | None = None,
@@ -123,7 +123,7 @@ def compile(
 
     Args:
         source: an ONNX path, bytes, ModelProto or onnx_ir.Model; or a torch module or
-            ExportedProgram together with `example_inputs`.
+            ExportedProgram together with `example_inputs`, by position or by name.
         target: a name that `sparsegraph targets` lists; `native` is this machine; `A+B` makes one
             library with code for both, which picks by the CPU when it is loaded.
         shapes: values of dynamic dimensions, by dimension name, or whole shapes by input name; a
@@ -311,7 +311,7 @@ def _counter(report: Progress) -> Callable[[pipeline.PassRecord], None]:
 
 def load(
     source: Any,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     shapes: Shapes | None = None,
 ) -> ir.Model:
     """The captured model of whatever `compile` takes."""

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
@@ -22,12 +22,14 @@ _DENSE = {
     _ATEN._sparse_mm.default: _ATEN.mm.default,
     _ATEN._sparse_addmm.default: _ATEN.addmm.default,
 }
+Inputs = Sequence[Any] | Mapping[str, Any]
 
 
-def export(module: Any, example_inputs: Sequence[Any], opset: int) -> ir.Model:
+def export(module: Any, example_inputs: Inputs, opset: int) -> ir.Model:
     """A `torch.nn.Module`, in inference mode, or an `ExportedProgram` in ONNX's operators.
 
-    The module and the program are afterwards as they were. Raises what the exporter raises.
+    Example inputs are by position or by name; a tensor alone is the only one. Module and program
+    are afterwards as they were. Raises what the exporter raises.
     """
     with ExitStack() as held:
         held.enter_context(_quiet())
@@ -35,7 +37,7 @@ def export(module: Any, example_inputs: Sequence[Any], opset: int) -> ir.Model:
         held.enter_context(sdpa_kernel(SDPBackend.MATH))
         program = module
         if isinstance(module, torch.nn.Module):
-            program = _traced(module, tuple(example_inputs))
+            program = _traced(module, example_inputs)
         held.enter_context(_dense([program.state_dict, program.constants]))
         held.enter_context(_adapted(program))
         exported = torch.onnx.export(
@@ -62,13 +64,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _traced(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+def _traced(module: Any, example_inputs: Inputs) -> Any:
+    by_place: tuple[Any, ...] = ()
+    by_name: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        by_name = dict(example_inputs)
+    else:
+        is_alone = isinstance(example_inputs, torch.Tensor)
+        by_place = (example_inputs,) if is_alone else tuple(example_inputs)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     stores = [s for p, _ in modes for s in (p._parameters, p._buffers, vars(p))]
     try:
         with _dense(stores):
-            return torch.export.export(module, example_inputs)
+            return torch.export.export(module, by_place, by_name)
     finally:
         for part, was_training in modes:
             part.training = was_training

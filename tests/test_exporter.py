@@ -88,6 +88,27 @@ def test_views_of_attention() -> None:
     assert_captured(net, net, torch.randn(1, 9, 32), kept)
 
 
+class Encoder(nn.Module):
+    """Called by name, as the modules of transformers are."""
+
+    def forward(self, ids: Any = None, scale: Any = None, mask: Any = None) -> Any:
+        x = ids.float() * (1 if scale is None else scale)
+        return x if mask is None else x * mask
+
+
+def test_inputs_by_name() -> None:
+    ids, mask = torch.arange(6)[None], torch.rand(1, 6)
+    model = capture(Encoder(), {"ids": ids, "mask": mask})
+    assert [v.name for v in model.graph.inputs] == ["ids", "mask"]
+    (found,) = run_onnx(model, {"ids": ids.numpy(), "mask": mask.numpy()}).values()
+    assert compare(found, (ids * mask).numpy()) < 1e-6
+
+
+def test_a_tensor_alone_is_the_only_input() -> None:
+    model = capture(nn.Linear(4, 3), torch.rand(2, 4))
+    assert [tuple(v.shape) for v in model.graph.inputs] == [(2, 4)]
+
+
 class Branch(nn.Module):
     def forward(self, x: Any) -> Any:
         return x + 1 if x.sum() > 0 else x - 1
