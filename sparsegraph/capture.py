@@ -39,6 +39,11 @@ OLDEST_OPSET = 7
 MIN_IR_VERSION = 10  # ONNX Runtime accepts opset 23 from here on
 MAX_IR_VERSION = 11  # ONNX Runtime lags behind onnx; later ones only add types we do not take
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_HINTS = {  # a word of the exporter's reason -> what helps
+    "DynamicCache": "set module.config.use_cache = False",
+    "grouped_mm": "build the module with experts_implementation='batched_mm' in its configuration",
+    "data-dependent": "choose with torch.where, not with a branch or a size that depends on data",
+}
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export")
 
 
@@ -91,9 +96,9 @@ def capture(
     try:
         model = exporter.export(module, example_inputs, OPSET)
     except Exception as error:
-        raise CaptureError(
-            message("module", name, _brief(error), "an exportable module", "see torch.export")
-        ) from error
+        found = _brief(error)
+        fix = next((hint for word, hint in _HINTS.items() if word in found), "see torch.export")
+        raise CaptureError(message("module", name, found, "an exportable module", fix)) from error
     return _normalize(model, name, shapes or {}, has_true_shapes=True)
 
 

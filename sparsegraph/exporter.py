@@ -6,6 +6,7 @@ Its own optimiser stays off: it deletes `+ 1e-8` and folds masks of small weight
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -14,6 +15,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from sparsegraph.graph import all_names
 
 _ATEN = torch.ops.aten
 _ATTENTION = _ATEN.scaled_dot_product_attention.default
@@ -28,8 +32,9 @@ Inputs = Sequence[Any] | Mapping[str, Any]
 def export(module: Any, example_inputs: Inputs, opset: int) -> ir.Model:
     """A `torch.nn.Module`, in inference mode, or an `ExportedProgram` in ONNX's operators.
 
-    Example inputs are by position or by name; a tensor alone is the only one. Module and program
-    are afterwards as they were. Raises what the exporter raises.
+    Example inputs are by position or by name; a tensor alone is the only one. Outputs of a
+    dictionary are called as its keys. Module and program are afterwards as they were. Raises what
+    the exporter raises.
     """
     with ExitStack() as held:
         held.enter_context(_quiet())
@@ -43,8 +48,42 @@ def export(module: Any, example_inputs: Inputs, opset: int) -> ir.Model:
         exported = torch.onnx.export(
             program, dynamo=True, optimize=False, opset_version=opset, verbose=False
         )
+        names = _output_names(program)
     assert exported is not None
-    return exported.model.clone()
+    model = exported.model.clone()
+    _name_outputs(model.graph, names)
+    return model
+
+
+def _output_names(program: Any) -> list[str] | None:
+    """The keys, where a module returns a dictionary; in it, `key_0` and so on of a list."""
+    spec = program.call_spec.out_spec
+    tree = pytree.tree_unflatten(range(spec.num_leaves), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    if not all(path and isinstance(path[0], pytree.MappingKey) for path in paths):
+        return None
+    return ["_".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str] | None) -> None:
+    """Give the outputs these names, and a node of its own to one that is something else as well."""
+    taken, seen = all_names(graph), set(graph.inputs) | set(graph.initializers.values())
+    for at, value in enumerate(graph.outputs):
+        if value in seen:
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            graph.outputs[at] = node.outputs[0]
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        elif names is None:
+            seen.add(value)
+            continue
+        seen.add(graph.outputs[at])
+        wanted = str(value.name) if names is None else names[at]
+        name, n = wanted, 1
+        while name in taken:
+            name, n = f"{wanted}_{n}", n + 1
+        graph.outputs[at].name = name
+        taken.add(name)
 
 
 @contextmanager

@@ -104,6 +104,57 @@ def test_inputs_by_name() -> None:
     assert compare(found, (ids * mask).numpy()) < 1e-6
 
 
+class Named(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return {"last state": x + 1, "layers": [x * 2, x * 3]}
+
+
+def test_outputs_are_called_as_their_keys() -> None:
+    x = torch.rand(2, 3)
+    for source in (Named(), torch.export.export(Named(), (x,))):
+        model = capture(source, (x,))
+        found = run_onnx(model, {"x": x.numpy()})
+        assert list(found) == ["last_state", "layers_0", "layers_1"]
+        assert compare(found["layers_1"], (x * 3).numpy()) == 0
+
+
+def test_outputs_of_a_tuple_keep_the_names_of_the_exporter() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x + 1, torch.tanh(x)
+
+    assert [v.name for v in capture(Two(), (torch.rand(3),)).graph.outputs] == ["add", "tanh"]
+
+
+class Again(nn.Module):
+    """Outputs that are another one, an input, a constant, or called as an input is."""
+
+    def __init__(self, keys: str) -> None:
+        super().__init__()
+        self.keys = keys
+        self.register_buffer("constant", torch.ones(3))
+
+    def forward(self, x: Any) -> Any:
+        y = x + 1
+        values = (y, y, x, self.constant)
+        return dict(zip(self.keys, values)) if self.keys else values
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [("abcd", ["a", "b", "c", "d"]), ("xyzu", ["x_1", "y", "z", "u"]),
+     ("", ["add", "add_1", "x_1", "constant_1"])],
+)  # fmt: skip
+def test_outputs_that_are_something_else_too(keys: str, names: list[str]) -> None:
+    x = torch.rand(3)
+    model = capture(Again(keys), (x,))
+    assert [v.name for v in model.graph.inputs] == ["x"]
+    found = run_onnx(model, {"x": x.numpy()})
+    assert list(found) == names
+    for value, wanted in zip(found.values(), (x + 1, x + 1, x, torch.ones(3))):
+        assert compare(value, wanted.numpy()) < 1e-6
+
+
 def test_a_tensor_alone_is_the_only_input() -> None:
     model = capture(nn.Linear(4, 3), torch.rand(2, 4))
     assert [tuple(v.shape) for v in model.graph.inputs] == [(2, 4)]
@@ -116,6 +167,6 @@ class Branch(nn.Module):
 
 def test_a_failure_is_one_message(capfd: pytest.CaptureFixture[str]) -> None:
     """torch.export prints the whole graph where a branch depends on data."""
-    with pytest.raises(CaptureError, match=r"'Branch'.*data-dependent"):
+    with pytest.raises(CaptureError, match=r"'Branch'.*data-dependent.*Fix: choose"):
         capture(Branch(), (torch.randn(3),))
     assert capfd.readouterr() == ("", "")

@@ -4,20 +4,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsegraph import verify
+from sparsegraph import chain, verify
 from sparsegraph.compile import compile
 from tests.lower import random_graphs
 
 pytestmark = pytest.mark.usefixtures("workspaces_of_nan")
 
 
-@given(st.data(), st.integers(4, 24))
-@settings(
-    max_examples=20, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example,
-                           HealthCheck.data_too_large],
-)  # fmt: skip
-def test_a_random_graph_equals_onnx_runtime(data: st.DataObject, n_nodes: int) -> None:
+MANY = {
+    "deadline": None, "derandomize": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.large_base_example,
+                              HealthCheck.data_too_large],
+}  # fmt: skip
+
+
+def assert_equal(data: st.DataObject, n_nodes: int) -> None:
     model, feed = random_graphs.build(lambda n: data.draw(st.integers(0, n - 1)), n_nodes)
     expected = verify.run_onnx(model, feed)
     compiled = compile(model, keep_native=True, check=False)
@@ -25,6 +26,21 @@ def test_a_random_graph_equals_onnx_runtime(data: st.DataObject, n_nodes: int) -
     got = dict(zip(names, compiled.run(None, feed)))
     for name in expected:
         assert verify.compare({name: got[name]}, {name: expected[name]}) <= 1e-4, name
+
+
+@given(st.data(), st.integers(4, 24))
+@settings(max_examples=20, **MANY)
+def test_a_random_graph_equals_onnx_runtime(data: st.DataObject, n_nodes: int) -> None:
+    assert_equal(data, n_nodes)
+
+
+@given(st.data(), st.integers(8, 24))
+@settings(max_examples=12, **MANY)
+def test_a_random_graph_tile_by_tile(data: st.DataObject, n_nodes: int) -> None:
+    """Every chain that is legal is formed, however small its values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "_saves", lambda *_: True)
+        assert_equal(data, n_nodes)
 
 
 def test_packed_heads_with_the_batch_inside() -> None:
