@@ -1,10 +1,11 @@
 """Random graphs (tests/lower/random_graphs.py) compute natively what ONNX Runtime computes."""
 
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsegraph import chain, verify
+from sparsegraph import chain, double, verify
 from sparsegraph.compile import compile
 from tests.lower import random_graphs
 
@@ -24,8 +25,11 @@ def assert_equal(data: st.DataObject, n_nodes: int) -> None:
     compiled = compile(model, keep_native=True, check=False)
     names = [o.name for o in compiled.session.get_outputs()]
     got = dict(zip(names, compiled.run(None, feed)))
-    for name in expected:
-        assert verify.compare({name: got[name]}, {name: expected[name]}) <= 1e-4, name
+    far = [n for n in expected if verify.compare({n: got[n]}, {n: expected[n]}) > 1e-4]
+    if far:  # ONNX Runtime itself may be: of equal features its layer norm gives 8e-5, not 0
+        exact = double.run(ir.from_proto(model), feed)
+        far = [n for n in far if verify.compare({n: got[n].astype(float)}, {n: exact[n]}) > 1e-4]
+    assert not far
 
 
 @given(st.data(), st.integers(4, 24))
