@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch.export.graph_signature import TensorArgument
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -62,7 +63,12 @@ def _output_names(program: Any) -> list[str] | None:
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     if not all(path and isinstance(path[0], pytree.MappingKey) for path in paths):
         return None
-    return ["_".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
+    outputs = [o.arg for o in program.graph_signature.output_specs if o.kind.name == "USER_OUTPUT"]
+    return [
+        "_".join(re.findall(r"\w+", pytree.keystr(path)))
+        for path, output in zip(paths, outputs, strict=True)
+        if isinstance(output, TensorArgument)  # None is no output in ONNX
+    ]
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str] | None) -> None:

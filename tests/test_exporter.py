@@ -106,7 +106,7 @@ def test_inputs_by_name() -> None:
 
 class Named(nn.Module):
     def forward(self, x: Any) -> Any:
-        return {"last state": x + 1, "layers": [x * 2, x * 3]}
+        return {"none": None, "last state": x + 1, "layers": [x * 2, x * 3]}
 
 
 def test_outputs_are_called_as_their_keys() -> None:
