@@ -13,6 +13,7 @@ Exit codes: 0 all right, 1 something was refused or wrong, 2 wrong usage.
 
 import argparse
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -109,11 +110,11 @@ def attempt(case: Case, density: float, target: str = "native") -> Outcome:
 
     try:
         module, inputs = case.build()
+        with torch.no_grad():
+            _scatter(module, density)
+            wanted = module(*inputs).numpy()
     except Exception as error:  # of a library, for any reason
         return outcome(REFUSED, note=f"not built: {type(error).__name__}: {error}")
-    with torch.no_grad():
-        _scatter(module, density)
-        wanted = module(*inputs).numpy()
     try:
         compiled = compile(module, target, example_inputs=inputs, keep_native=True)
         found = compiled.run(None, _feed(compiled, inputs))[0]
@@ -161,7 +162,7 @@ def _torchvision(name: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
     if name == "googlenet":
         options |= {"init_weights": False, "aux_logits": False}
     module = library.get_model(name.removeprefix("segmentation."), **options)
-    given = "input" if name.startswith("segmentation.") else "x"
+    (given,) = inspect.signature(module.forward).parameters
     return module, {given: torch.randn(1, 3, side, side)}
 
 
