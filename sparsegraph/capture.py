@@ -211,10 +211,9 @@ def _infer(model: ir.Model, name: str, has_true_shapes: bool) -> None:
     """
     values = [value for node in model.graph for value in node.outputs]
     given = [(v, v.shape) for v in values if has_true_shapes and static_shape(v) is not None]
-    for node in model.graph:
-        for value in node.outputs:
-            if isinstance(value.type, ir.TensorType | None):
-                value.shape = None
+    for value in values:
+        if isinstance(value.type, ir.TensorType | None):
+            value.shape = None
     proto, _ = without_large_weights(model)
     try:
         inferred = isolate.run("check,infer", proto.SerializeToString())

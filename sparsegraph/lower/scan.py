@@ -9,7 +9,7 @@ from sparsegraph.program import Arg
 from sparsegraph.targets.kernels.reduce import collapse_axes, items
 from sparsegraph.targets.kernels.scan import CumulativeSum, TopK
 
-_SUMMED = ("float32", "int32", "int64")
+_TYPES = ("float32", "int32", "int64")
 
 
 def lower_cumsum(b: Builder, node: ir.Node) -> None:
@@ -18,7 +18,7 @@ def lower_cumsum(b: Builder, node: ir.Node) -> None:
     assert x is not None
     if axis is None:
         raise Declined("its axis is computed")
-    if dtype_of(x) not in _SUMMED:
+    if dtype_of(x) not in _TYPES:
         raise Declined(f"running sums of {dtype_of(x)}")
     outer, n, inner = _around(x, int(axis))
     stored, to = b.row(x), b.new_row(node.outputs[0])
@@ -38,7 +38,7 @@ def lower_top_k(b: Builder, node: ir.Node) -> None:
         raise Declined("its number is computed")
     if not int_attribute(node, "sorted", 1):
         raise Declined("any order will do, and ONNX Runtime's is not known")
-    if dtype_of(x) not in _SUMMED:
+    if dtype_of(x) not in _TYPES:
         raise Declined(f"an order of {dtype_of(x)}")
     outer, n, inner = _around(x, int_attribute(node, "axis", -1))
     if not 0 < k <= n:
