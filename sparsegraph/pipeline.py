@@ -48,6 +48,7 @@ from sparsegraph.verify import (
     compare,
     feeds_for,
     is_wide,
+    sensitivity,
     tolerance,
 )
 
@@ -252,7 +253,7 @@ def _reference_cases(model: ir.Model) -> list[tuple[Feed, Outputs, float]]:
     session, wide = Session(model), is_wide(model)
     cases: list[tuple[Feed, Outputs, float]] = []
     refused: VerifyError | None = None
-    for feed in feeds_for(model):
+    for feed in feeds_for(model, session=session):
         try:
             want = session.run(feed)
         except VerifyError as error:
@@ -270,24 +271,11 @@ def error_bound(session: Session, feed: Feed, want: Outputs, *, is_wide: bool = 
     Saturated softmax on large values does: reordering a sum then moves outputs by more than 1e-4
     although nothing is wrong. `is_wide` as in `tolerance`: last bits of halves are no measure then.
     """
-    rng = np.random.default_rng(1)
     base = tolerance(want, is_wide=is_wide)
-    nudged = {
-        name: array if is_wide and array.dtype == np.float16 else _nudge(array, rng)
-        for name, array in feed.items()
-    }
-    sensitivity = compare(session.run(nudged), want)
-    if not np.isfinite(sensitivity):
+    moved = sensitivity(session, feed, want, is_wide)
+    if not np.isfinite(moved):
         return base
-    return min(max(base, _SENSITIVITY_FACTOR * sensitivity), max(base, _LOOSEST))
-
-
-def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if array.dtype.kind != "f":
-        return array
-    away = rng.integers(0, 2, array.shape) * 2 - 1
-    nudged = array * (1 + away * np.finfo(array.dtype).eps)
-    return np.asarray(nudged, array.dtype)  # NumPy makes numbers of arrays without axes
+    return min(max(base, _SENSITIVITY_FACTOR * moved), max(base, _LOOSEST))
 
 
 def _fail(

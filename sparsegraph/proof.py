@@ -50,7 +50,8 @@ def prove(
         is_int8 = quantised.has_quantised(model)
         reference = verify.Session(model, optimize=is_int8, threads=threads if is_int8 else 0)
         is_wide = verify.is_wide(model)
-        for i, feed in enumerate(verify.feeds_for(model)):
+        steady = None if is_int8 else reference
+        for i, feed in enumerate(verify.feeds_for(model, session=steady)):
             expected = reference.run(feed)
             limit = max(TOLERANCE, verify.tolerance(expected, is_wide=is_wide))
             error, fix = verify.compare(own(feed), expected), _REPORT

@@ -5,7 +5,16 @@ import onnx_ir as ir
 import pytest
 
 from sparsegraph.errors import UnsupportedError, VerifyError
-from sparsegraph.verify import compare, feeds_for, index_bound, is_mask_input, run_onnx
+from sparsegraph.verify import (
+    TOLERANCE,
+    Session,
+    compare,
+    feeds_for,
+    index_bound,
+    is_mask_input,
+    run_onnx,
+    sensitivity,
+)
 from tests.passes.check import parse, weight
 
 BERT = """g (int64[2,6] input_ids, int64[2,6] attention_mask, float[2,6,8] x) => (float[2,6,8] y) {
@@ -22,6 +31,26 @@ def test_feeds_cover_zeros_normal_and_large() -> None:
     assert not zeros["x"].any()
     assert 0.5 < normal["x"].std() < 1.5
     assert large["x"].std() > 10
+
+
+def test_large_values_that_a_model_cannot_be_judged_by_are_made_smaller() -> None:
+    model = parse(
+        "g (float[64,40] x) => (float[64,40] y) { angle = Mul(x, w)  y = Sin(angle) }",
+        w=np.float32([100]),
+    )
+    session = Session(model)
+    (*_, large), (*same, smaller) = feeds_for(model), feeds_for(model, session=session)
+    assert sensitivity(session, large, session.run(large), False, 4) > TOLERANCE
+    assert sensitivity(session, smaller, session.run(smaller), False, 4) <= TOLERANCE
+    times = large["x"] / smaller["x"]
+    assert 2.9 < times.min() and times.max() < 30.1 and np.ptp(times) < 1e-3
+    assert all(compare(a, b) == 0 for a, b in zip(same, feeds_for(model)))
+
+
+def test_large_values_stay_where_a_model_can_be_judged_by_them() -> None:
+    model = bert()
+    given, kept = feeds_for(model), feeds_for(model, session=Session(model))
+    assert all(compare(a, b) == 0 for a, b in zip(kept, given))
 
 
 def test_integer_feeds_stay_inside_the_table() -> None:
