@@ -43,7 +43,8 @@ def test_large_values_that_a_model_cannot_be_judged_by_are_made_smaller() -> Non
     assert sensitivity(session, large, session.run(large), False, 4) > TOLERANCE
     assert sensitivity(session, smaller, session.run(smaller), False, 4) <= TOLERANCE
     times = large["x"] / smaller["x"]
-    assert 2.9 < times.min() and times.max() < 30.1 and np.ptp(times) < 1e-3
+    assert times == pytest.approx(np.full_like(times, times[0, 0]), rel=1e-5)
+    assert round(float(times[0, 0])) in (3, 9, 27, 30)
     assert all(compare(a, b) == 0 for a, b in zip(same, feeds_for(model)))
 
 
