@@ -43,7 +43,7 @@ _HEADS = r"(LMHead|Encoder)?Model$|For[A-Z]\w*$"  # what follows a family's name
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture: an image's side, or the options of a configuration."""
+    """One architecture: an image's side, a film's axes, or the options of a configuration."""
 
     library: str
     name: str
@@ -154,7 +154,7 @@ def _timm(name: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
     return module, {"x": torch.randn(1, 3, side, side)}
 
 
-def _torchvision(name: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _torchvision(name: str, size: int | Sequence[int]) -> tuple[nn.Module, dict[str, Any]]:
     library = importlib.import_module("torchvision.models")
     options: dict[str, Any] = {"weights": None}
     if name.startswith("segmentation."):
@@ -163,7 +163,8 @@ def _torchvision(name: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
         options |= {"init_weights": False, "aux_logits": False}
     module = library.get_model(name.removeprefix("segmentation."), **options)
     (given,) = inspect.signature(module.forward).parameters
-    return module, {given: torch.randn(1, 3, side, side)}
+    axes = (size, size) if isinstance(size, int) else size
+    return module, {given: torch.randn(1, 3, *axes)}
 
 
 def _transformers(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

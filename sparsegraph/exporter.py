@@ -22,6 +22,7 @@ from sparsegraph.graph import all_names
 
 _ATEN = torch.ops.aten
 _ATTENTION = _ATEN.scaled_dot_product_attention.default
+_CONV3D = _ATEN.conv3d.default
 _OPERANDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # in their order
 _DENSE = {
     _ATEN._sparse_mm.default: _ATEN.mm.default,
@@ -152,16 +153,20 @@ def _dense(stores: Sequence[dict[str, Any]]) -> Iterator[None]:
 def _adapted(program: Any) -> Iterator[None]:
     """What the exporter refuses in operators that it takes, for the duration of the block.
 
-    Products of sparse matrices are those of dense ones; attention has four dimensions and as many
-    heads of keys as of queries, where PyTorch takes any number of the former and broadcasts.
+    Products of sparse matrices are those of dense ones; convolutions of three axes are written as
+    those of any number, since without a bias they get one of a wrong shape; attention has four
+    dimensions and as many heads of keys as of queries, where PyTorch takes any number of the former
+    and broadcasts.
     """
     graph, before = program.graph, set(program.graph.nodes)
-    concerned = [n for n in graph.nodes if n.target == _ATTENTION or n.target in _DENSE]
+    concerned = [n for n in graph.nodes if n.target in (_ATTENTION, _CONV3D, *_DENSE)]
     given = [(node, node.target, node.args, node.kwargs) for node in concerned]
     try:
         for node in concerned:
             if node.target in _DENSE:
                 node.target = _DENSE[node.target]
+            elif node.target == _CONV3D:
+                _adapt_convolution(node)
             elif not node.kwargs.get("enable_gqa"):
                 _adapt_attention(graph, node)
         yield
@@ -170,6 +175,17 @@ def _adapted(program: Any) -> Iterator[None]:
             node.target, node.args, node.kwargs = target, args, kwargs
         for node in [n for n in reversed(graph.nodes) if n not in before]:
             graph.erase_node(node)
+
+
+def _adapt_convolution(node: Any) -> None:
+    schema = _CONV3D._schema.arguments
+    given = dict(zip([a.name for a in schema], node.args)) | node.kwargs
+    x, weight, bias, stride, padding, dilation, groups = (
+        given.get(a.name, a.default_value) for a in schema
+    )
+    node.target = _ATEN.convolution.default
+    node.args = (x, weight, bias, stride, padding, dilation, False, [0, 0, 0], groups)
+    node.kwargs = {}
 
 
 def _adapt_attention(graph: Any, node: Any) -> None:

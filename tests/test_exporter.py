@@ -88,6 +88,12 @@ def test_views_of_attention() -> None:
     assert_captured(net, net, torch.randn(1, 9, 32), kept)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution_of_three_axes(bias: bool) -> None:
+    net = nn.Conv3d(4, 6, (3, 2, 1), (1, 2, 1), (1, 0, 2), (1, 1, 2), groups=2, bias=bias)
+    assert_captured(net, net, torch.randn(1, 4, 5, 6, 7))
+
+
 class Encoder(nn.Module):
     """Called by name, as the modules of transformers are."""
 
