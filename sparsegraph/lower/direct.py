@@ -8,7 +8,7 @@ import onnx_ir as ir
 from sparsegraph.lower import regions
 from sparsegraph.lower.builder import Builder, Stored, name_of
 from sparsegraph.lower.elementwise import operand
-from sparsegraph.lower.windows import Window
+from sparsegraph.lower.windows import ONE, Window
 from sparsegraph.program import Arg
 from sparsegraph.targets.kernels.direct import Axis, Direct, pack
 from sparsegraph.targets.kernels.expression import is_cheap
@@ -40,6 +40,8 @@ def kernel_of(
                 return None
             layouts.append(layout)
     tree = None if region is None or not region.nodes else region.tree
+    if window.depth != ONE:
+        return None
     if not wants_planes(target, window) or not (tree is None or is_cheap(tree)):
         return None
     if not all(map(_in_planes, (x.fm, *layouts))):

@@ -37,12 +37,10 @@ def tables(window: Window, x: FeatureMajor, y: FeatureMajor, lanes: int, target:
 def flat(window: Window, y: FeatureMajor, lanes: int) -> Tables:
     """Runs int32 [kinds * taps, 5] and masks int32 [.., (vectors+1) * lanes], equal ones once."""
     vectors = y.block // lanes
-    width, (top, left, _, _), dilation = window.size[1], window.pads, window.dilation
     runs = np.zeros((y.tiles, window.n_taps, RUN), np.int32)
     masks = np.zeros((y.tiles, window.n_taps, vectors + 1, lanes), np.int32)
     for tap in range(window.n_taps):
-        ty, tx = divmod(tap, window.kernel[1])
-        distance = (ty * dilation[0] - top) * width + tx * dilation[1] - left
+        distance = window.distance(tap)
         inside = np.zeros(y.tiles * y.block + lanes, bool)
         inside[: y.points] = window.sources(tap) >= 0
         for tile in range(y.tiles):

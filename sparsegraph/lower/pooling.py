@@ -8,7 +8,7 @@ import onnx_ir as ir
 from sparsegraph.graph import attribute, input_at, int_attribute, integers, ints_attribute
 from sparsegraph.lower.builder import Builder, Declined, Stored, shape_of
 from sparsegraph.lower.reduce import lower_reduce
-from sparsegraph.lower.windows import Window, window_of
+from sparsegraph.lower.windows import ONE, Window, window_of
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.pool import GlobalPool, Pool, rows_of_windows, share_of_windows
 from sparsegraph.targets.layout import FeatureMajor
@@ -21,6 +21,8 @@ def lower_pool(b: Builder, node: ir.Node) -> None:
     if any(v.name and (v.consumers() or v.is_graph_output()) for v in node.outputs[1:]):
         raise Declined("the indices of the maxima are an output")
     window = window_of(node, shape_of(x), (0, 0, *(ints_attribute(node, "kernel_shape") or ())))
+    if window.depth != ONE:
+        raise Declined("windows over three axes")
     out = _windows(node, window)
     shape = shape_of(result)
     if shape[2:] != out[-len(shape[2:]) :]:

@@ -30,7 +30,8 @@ class Problem:
         density: share of non-zero weights.
         shared: neighbouring rows that have the same zeros (`formats.shared_rows`).
         source: points of one image of the input.
-        out: extents of the map (height, width); `(1, points)` of a matrix product.
+        out: extents of the map (height, width), of a volume's maps one below the other; `(1,
+            points)` of a matrix product.
         patches: Winograd's patch sizes that this layer can use.
         filter: what Winograd's method sees of the kernel.
         is_joinable: neighbouring tiles of points may be computed as one.
@@ -83,7 +84,7 @@ class Operands:
     """What a problem was read from: enough to run it.
 
     Attributes:
-        weight: [rows, columns], or [rows, channels, kh, kw] with a `window`.
+        weight: [rows, columns], or [rows, channels, *taps] with a `window`.
         x, y: how activations and result lie.
         window: None for a matrix product.
         planes: other operands lie in planes too.
@@ -172,7 +173,7 @@ def of(operands: Operands, target: Target) -> Problem:
         density=density,
         shared=formats.shared_rows(weight, sizes) if density < _NEARLY_DENSE else 1,
         source=x.points,
-        out=window.out if window is not None else (1, y.points),
+        out=(y.points // window.out[1], window.out[1]) if window is not None else (1, y.points),
         patches=patches,
         filter=(window and windows.filter_of(window)) or PLAIN,
         is_joinable=gathered and y.is_planar and operands.planes,

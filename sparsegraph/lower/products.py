@@ -1,5 +1,6 @@
 """MatMul, Gemm and Conv with constant weights."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import tables
 from sparsegraph.lower.matrices import lower_matrices
 from sparsegraph.lower.movement import emit_call
-from sparsegraph.lower.windows import Window, step_of, window_of
+from sparsegraph.lower.windows import ONE, Window, step_of, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
 from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, computed_points, joined
@@ -177,7 +178,7 @@ def _reads_rows(node: ir.Node) -> bool:
 
 
 def lower_conv(b: Builder, node: ir.Node) -> None:
-    """Convolution over one or two axes, any groups; depthwise has its own kernel."""
+    """Convolution over one to three axes, any groups; depthwise over maps has its own kernel."""
     from sparsegraph.lower.depthwise import lower_depthwise
 
     x, weight = node.inputs[0], constant(node.inputs[1])
@@ -188,9 +189,11 @@ def lower_conv(b: Builder, node: ir.Node) -> None:
     if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
         raise Declined("the bias is not constant")
     window = window_of(node, shape_of(x), weight.shape)
-    weight = weight.reshape(*weight.shape[:2], *window.kernel)
+    weight = weight.reshape(*weight.shape[:2], *window.weight_taps)
     groups = int_attribute(node, "group", 1)
     if groups > 1 and weight.shape[1] == 1:
+        if window.depth != ONE:
+            raise Declined("depthwise over three axes")
         lower_depthwise(b, node, x, weight, bias, window)
         return
     if groups == 1 and window.is_patches:
@@ -198,7 +201,7 @@ def lower_conv(b: Builder, node: ir.Node) -> None:
         return
     stored = b.maps(x)
     result = node.outputs[0]
-    points = window.out[0] * window.out[1]
+    points = math.prod(window.extents)
     layout = FeatureMajor(stored.fm.images, 0, points, 0, 0, 0, 0, 1)
     if groups == 1:
         emit_product(b, [node], stored, weight, bias, result, layout, window)
@@ -224,15 +227,16 @@ def _lower_patches(
     """Patch embedding: pixels of a patch become features by one transpose, then a product."""
     row = b.row(x)
     images, channels = row.shape[:2]
-    (kh, kw), (oh, ow) = window.kernel, window.out
-    pixels = channels * kh * kw
+    (kd, kh, kw), (od, oh, ow) = window.taps, window.extents
+    pixels = channels * window.n_taps
     n_bytes = 4 * row.size
     ref = b.temporary(f"{node.name}.patches", n_bytes)
-    call = movement.transpose("float32", (images, channels, oh, kh, ow, kw), (0, 1, 3, 5, 2, 4))
+    parts = (images, channels, od, kd, oh, kh, ow, kw)
+    call = movement.transpose("float32", parts, (0, 1, 3, 5, 7, 2, 4, 6))
     emit_call(b, call, ref, row.address)
-    patches = Stored(ref, (images, pixels, oh, ow), "float32")
+    patches = Stored(ref, (images, pixels, od, oh, ow), "float32")
     stored = b.to_feature(x, patches, 1)
-    layout = FeatureMajor(images, 0, oh * ow, 0, 0, 0, 0, 1)
+    layout = FeatureMajor(images, 0, od * oh * ow, 0, 0, 0, 0, 1)
     flat = np.ascontiguousarray(weight.reshape(len(weight), pixels))
     emit_product(b, [node], stored, flat, bias, node.outputs[0], layout, None)
 
@@ -337,7 +341,7 @@ def step_product(
     window: Window | None,
     region: regions.Region | None,
 ) -> None:
-    """Append one product kernel. `weight` is [rows, columns] or [rows, channels, kh, kw]."""
+    """Append one product kernel. `weight` is [rows, columns] or [rows, channels, *taps]."""
     lanes, target = b.target.lanes, b.target
     y = to.fm
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
@@ -451,7 +455,7 @@ def _of_tiles(n: int, kind: str, args: tuple[Arg, ...]) -> tuple[Arg, ...]:
 
 
 def _columns_by_tile(weight: np.ndarray, channels: int) -> np.ndarray:
-    """[rows, channels, kh, kw] -> [rows, columns], taps outermost within each tile of channels."""
+    """[rows, channels, ..] -> [rows, columns], taps outermost within each tile of channels."""
     if weight.ndim == 2:
         return weight
     rows = len(weight)

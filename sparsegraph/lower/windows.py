@@ -15,15 +15,36 @@ from sparsegraph.targets.target import Target
 
 FLAT = 0  # `Product.gather`: whole rows at once; a positive number: the step between points
 PATCHES = (2, 4)  # Winograd's patch sizes
+_MOST_AXES = 3
 LARGEST_ERROR = 1e-5  # of the largest output of a layer computed by Winograd's method
+
+
+class Depth(NamedTuple):
+    """How a window walks along the first of three axes; by default there is one map."""
+
+    size: int = 1
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+
+    @property
+    def out(self) -> int:
+        reach = self.dilation * (self.kernel - 1) + 1
+        return (self.size + self.before + self.after - reach) // self.stride + 1
+
+
+ONE = Depth()
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution walks over a map.
+    """How a convolution walks over a map, or over a volume: maps one behind the other.
 
     Attributes: all (height, width); pads are (top, left, bottom, right).
         is_even: equal windows of the map give equal results, to the last bit.
+        depth: the axis before height.
     """
 
     size: tuple[int, int]
@@ -32,6 +53,7 @@ class Window:
     dilation: tuple[int, int]
     pads: tuple[int, int, int, int]
     is_even: bool = False
+    depth: Depth = ONE
 
     @property
     def out(self) -> tuple[int, int]:
@@ -41,29 +63,75 @@ class Window:
         return height, (w + left + right - dw * (kw - 1) - 1) // sw + 1
 
     @property
+    def extents(self) -> tuple[int, int, int]:
+        """Of the result: maps, height, width."""
+        return self.depth.out, *self.out
+
+    @property
+    def taps(self) -> tuple[int, int, int]:
+        """Of the kernel: maps, height, width."""
+        return self.depth.kernel, *self.kernel
+
+    @property
+    def weight_taps(self) -> tuple[int, ...]:
+        """How the taps of a weight lie: (height, width), before it the depth of a volume."""
+        return self.kernel if self.depth == ONE else self.taps
+
+    @property
     def is_pointwise(self) -> bool:
-        """True if the output map is the input map, point by point."""
-        ones = (1, 1)
-        return self.kernel == ones and self.stride == ones and not any(self.pads)
+        """True if the result's map is the input's map, point by point."""
+        return self.n_taps == 1 and self._strides == (1, 1, 1) and not any(self._pads)
 
     @property
     def is_patches(self) -> bool:
         """True if the windows tile the map: no pixel is read twice and none is left out."""
-        tiles = all(d % k == 0 for d, k in zip(self.size, self.kernel))
-        return tiles and self.kernel == self.stride != (1, 1) and not any(self.pads)
+        tiles = all(d % k == 0 for d, k in zip((self.depth.size, *self.size), self.taps))
+        return tiles and self.taps == self._strides != (1, 1, 1) and not any(self._pads)
+
+    @property
+    def is_shift(self) -> bool:
+        """True if all points of the result are as far from what they read under a tap."""
+        height, width = self.out
+        is_whole = width == self.size[1] and (height == self.size[0] or self.depth.out == 1)
+        return is_whole and self._strides == (1, 1, 1)
+
+    def distance(self, tap: int) -> int:
+        """From the first point of the result to what it reads under a tap, inside the map or not.
+
+        For the other points too, if the window `is_shift`.
+        """
+        z, y, x = self._first(tap)
+        return (z * self.size[0] + y) * self.size[1] + x
 
     def sources(self, tap: int) -> np.ndarray:
         """Per point of the result the source point under a tap; -1 outside the map."""
-        (h, w), (out_h, out_w) = self.size, self.out
-        ty, tx = divmod(tap, self.kernel[1])
-        iy = np.arange(out_h) * self.stride[0] + ty * self.dilation[0] - self.pads[0]
-        ix = np.arange(out_w) * self.stride[1] + tx * self.dilation[1] - self.pads[1]
-        inside = ((iy >= 0) & (iy < h))[:, None] & (ix >= 0) & (ix < w)
-        return np.where(inside, iy[:, None] * w + ix, -1).ravel()
+        sizes = (self.depth.size, *self.size)
+        starts = zip(self.extents, self._strides, self._first(tap))
+        places = np.ix_(*(np.arange(n) * stride + first for n, stride, first in starts))
+        inside, flat = np.ones((), bool), np.zeros((), np.int64)
+        for place, size in zip(places, sizes):
+            inside = inside & (place >= 0) & (place < size)
+            flat = flat * size + place
+        return np.where(inside, flat, -1).ravel()
 
     @property
     def n_taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
+        return math.prod(self.taps)
+
+    @property
+    def _strides(self) -> tuple[int, int, int]:
+        return self.depth.stride, *self.stride
+
+    @property
+    def _pads(self) -> tuple[int, ...]:
+        return self.depth.before, self.depth.after, *self.pads
+
+    def _first(self, tap: int) -> tuple[int, int, int]:
+        """Where the first point of the result reads under a tap."""
+        ty, tx = divmod(tap, self.kernel[1])
+        tz, ty = divmod(ty, self.kernel[0])
+        z = tz * self.depth.dilation - self.depth.before
+        return z, ty * self.dilation[0] - self.pads[0], tx * self.dilation[1] - self.pads[1]
 
 
 def step_of(window: Window, x: FeatureMajor, target: Target) -> int:
@@ -74,18 +142,17 @@ def step_of(window: Window, x: FeatureMajor, target: Target) -> int:
     be 19, 39, 11, 77). Not kept: no panel but planes moved by each tap column, read in place. Then
     two of three loads are unaligned and each column loads its address: products 20 to 40 % slower.
     """
-    is_flat = window.stride == (1, 1) and window.out[1] == window.size[1] and x.is_planar
-    return FLAT if is_flat and target.is_flat else window.stride[1]
+    return FLAT if window.is_shift and x.is_planar and target.is_flat else window.stride[1]
 
 
 def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
-    """The window of a Conv or pool over one or two spatial axes.
+    """The window of a Conv or pool over one, two or three spatial axes.
 
     Raises:
-        Declined: for three or more axes.
+        Declined: for more axes.
     """
     n = len(x) - 2
-    if n not in (1, 2):
+    if not 1 <= n <= _MOST_AXES:
         raise Declined(f"{n} spatial axes")
     kernel = ints_attribute(node, "kernel_shape") or tuple(weight[2:])
     stride = ints_attribute(node, "strides") or (1,) * n
@@ -95,12 +162,13 @@ def window_of(node: ir.Node, x: Sequence[int], weight: Sequence[int]) -> Window:
     size = tuple(x[2:])
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         pads = _same_pads(size, kernel, stride, dilation, upper=mode == "SAME_UPPER")
-    if n == 1:  # a row is a map of height 1
-        pads = (0, pads[0], 0, pads[1])
-        size, kernel, stride, dilation = ((1, t[0]) for t in (size, kernel, stride, dilation))
+    lines = list(zip(size, kernel, stride, dilation, pads, pads[n:]))
+    lines = [ONE] * (_MOST_AXES - n) + lines  # a row is a map of height 1
+    depth, rows, columns = (Depth(*line) for line in lines)
     return Window(
-        (size[0], size[1]), (kernel[0], kernel[1]), (stride[0], stride[1]),
-        (dilation[0], dilation[1]), (pads[0], pads[1], pads[2], pads[3]), _is_normalised(node),
+        (rows.size, columns.size), (rows.kernel, columns.kernel), (rows.stride, columns.stride),
+        (rows.dilation, columns.dilation), (rows.before, columns.before, rows.after, columns.after),
+        _is_normalised(node), depth,
     )  # fmt: skip
 
 
@@ -169,9 +237,11 @@ PLAIN = Filter()
 def filter_of(window: Window) -> Filter | None:
     """The filter that Winograd's transforms take, None for other geometries.
 
-    3x3 of stride 1 with any padding up to 2, and kernels of stride 2 that are 4x4 in each phase.
+    Of maps, 3x3 of stride 1 with any padding up to 2, and kernels of stride 2 that are 4x4 in each phase.
     """
     (height, width), stride = window.kernel, window.stride[0]
+    if window.depth != ONE:
+        return None
     if window.dilation != (1, 1) or window.stride != (stride, stride):
         return None
     if max(window.pads) >= min(height, width):

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import math
 import mmap
 import os
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from sparsegraph import formats, targets
 from sparsegraph.lower.builder import SLACK_BYTES
 from sparsegraph.lower.gather import flat, segments, tables
 from sparsegraph.lower.products import _columns_by_tile
-from sparsegraph.lower.windows import Window, step_of
+from sparsegraph.lower.windows import Depth, Window, step_of
 from tests.targets.test_product import SPARING, bound, library, sparse
 
 TARGET = targets.native()
@@ -41,20 +42,26 @@ GEOMETRIES = [  # size, kernel, stride, dilation, pads
     ((32, 32), (4, 4), (4, 4), (1, 1), (0, 0, 0, 0)),
     ((9, 70), (2, 7), (1, 3), (1, 1), (0, 3, 1, 2)),
     ((10, 12), (3, 3), (1, 1), (1, 1), (0, 0, 0, 0)),
+    ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), False, Depth(5, 3, 1, 1, 1, 1)),
+    ((6, 5), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), False, Depth(7, 3, 1, 2, 1, 3)),
+    ((8, 9), (3, 3), (1, 1), (1, 1), (0, 1, 1, 1), False, Depth(4, 4)),
+    ((9, 11), (3, 5), (1, 2), (2, 1), (1, 2, 2, 2), False, Depth(6, 2, 2, 3, 1, 1)),
 ]
 
 
 def convolve(weight: np.ndarray, x: np.ndarray, window: Window) -> np.ndarray:
-    """Direct convolution in float64: weight [O, C, kh, kw], x [C, h, w] -> [O, points]."""
+    """Direct convolution in float64: weight [O, C, *taps], x [C, *axes] -> [O, points]."""
     top, left, bottom, right = window.pads
-    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right)))
-    (oh, ow), (sh, sw), (dh, dw) = window.out, window.stride, window.dilation
-    out = np.zeros((len(weight), oh, ow))
-    for ky in range(window.kernel[0]):
-        for kx in range(window.kernel[1]):
-            rows = slice(ky * dh, ky * dh + (oh - 1) * sh + 1, sh)
-            columns = slice(kx * dw, kx * dw + (ow - 1) * sw + 1, sw)
-            out += np.einsum("oc,chw->ohw", weight[:, :, ky, kx], padded[:, rows, columns])
+    pads = ((0, 0), (window.depth.before, window.depth.after), (top, bottom), (left, right))
+    volume = x.astype(np.float64).reshape(len(x), window.depth.size, *window.size)
+    padded = np.pad(volume, pads)
+    steps, extents = (window.depth.stride, *window.stride), window.extents
+    taps = weight.reshape(*weight.shape[:2], *window.taps)
+    out = np.zeros((len(weight), *extents))
+    for at in np.ndindex(*window.taps):
+        firsts = np.multiply(at, (window.depth.dilation, *window.dilation))
+        cut = tuple(slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(firsts, extents, steps))
+        out += np.einsum("oc,cdhw->odhw", taps[:, :, *at], padded[:, *cut])
     return out.reshape(len(weight), -1)
 
 
@@ -68,7 +75,7 @@ def run(
     """
     memory = host.empty(xl.size + 2 * 256) if memory is None else memory
     images, channels = x.shape[:2]
-    points, taps = window.out[0] * window.out[1], window.n_taps
+    points, taps = math.prod(window.extents), window.n_taps
     yl = blocked(images, len(weight), points, 1, target)
     lanes = target.lanes
     split = (yl.block // lanes,)
@@ -105,10 +112,10 @@ def test_convolution_gathers_its_panel(
     window = Window(*geometry)
     rng = np.random.default_rng(5)
     channels, rows, images = 11, 6, 2
-    weight = sparse((rows, channels, *window.kernel), 0.4, 5)
-    x = rng.standard_normal((images, channels, *window.size)).astype(np.float32)
+    weight = sparse((rows, channels, *window.weight_taps), 0.4, 5)
+    x = rng.standard_normal((images, channels, window.depth.size, *window.size)).astype(np.float32)
     bias = rng.standard_normal(rows).astype(np.float32)
-    xl = source(images, channels, window.size[0] * window.size[1], 1, target)
+    xl = source(images, channels, math.prod(x.shape[2:]), 1, target)
     got = run(weight_format, window, weight, x.reshape(images, channels, -1), bias, xl, target)
     flat_weight = weight.reshape(rows, -1)
     limit = bound(flat_weight, np.full((flat_weight.shape[1], 1), np.abs(x).max()))
@@ -184,26 +191,34 @@ def test_the_kind_of_copy_follows_the_geometry() -> None:
 
 @st.composite
 def flat_windows(draw: st.DrawFn) -> Window:
-    """Stride 1, as wide as the source, any height."""
-    size = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    """Stride 1, as wide as the source, any height; of volumes as high as the source, any depth."""
+    depth = draw(st.integers(1, 6)) if draw(st.booleans()) else 1
+    most = 40 if depth == 1 else 12
+    size = draw(st.integers(1, most)), draw(st.integers(1, most))
     kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    span = (kernel[1] - 1) * dilation[1]
+    reach, span = ((k - 1) * d for k, d in zip(kernel, dilation))
     left = draw(st.integers(0, span))
-    reach = (kernel[0] - 1) * dilation[0]
     top = draw(st.integers(0, reach))
-    bottom = draw(st.integers(max(0, reach - top - size[0] + 1), reach))
-    return Window(size, kernel, (1, 1), dilation, (top, left, bottom, span - left))
+    if depth == 1:
+        bottom = draw(st.integers(max(0, reach - top - size[0] + 1), reach))
+        return Window(size, kernel, (1, 1), dilation, (top, left, bottom, span - left))
+    n, step = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    before = draw(st.integers(0, (n - 1) * step))
+    least = max(0, (n - 1) * step + 1 - depth - before)
+    after = draw(st.integers(least, max(least, (n - 1) * step)))
+    pads = (top, left, reach - top, span - left)
+    return Window(size, kernel, (1, 1), dilation, pads, False, Depth(depth, n, 1, step, before, after))
 
 
 @settings(max_examples=150, deadline=None)
 @given(window=flat_windows(), lanes=st.sampled_from([1, 4, 8, 16]))
 def test_runs_copy_exactly_the_window_and_stay_near_the_source(window: Window, lanes: int) -> None:
-    points = window.out[0] * window.out[1]
+    points = math.prod(window.extents)
     block = lanes * min(6, -(-points // lanes))
     y = FeatureMajor(1, 1, points, block, 0, 0, 0, 1)
     places, runs, masks = flat(window, y, lanes)
-    size = window.size[0] * window.size[1]
+    size = window.depth.size * math.prod(window.size)
     for tap in range(window.n_taps):
         expected = np.full(y.tiles * block, -1)
         expected[:points] = window.sources(tap)
