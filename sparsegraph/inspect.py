@@ -330,7 +330,8 @@ def operands(layer: Layer, target: Target) -> Operands | None:
         if len(y) > 5 or (len(y) == 5 and layer.group == weight.shape[0]):
             return None
         window = window_of(layer.node, x, weight.shape)
-        weight = weight.reshape(*weight.shape[:2], *window.weight_taps)[: len(weight) // layer.group]
+        weight = weight[: len(weight) // layer.group]
+        weight = weight.reshape(*weight.shape[:2], *window.weight_taps)
         images, points, axis, source = y[0], _size(y[2:]), 1, _size(x[2:])
         if window.is_patches and layer.group == 1:
             weight, source = weight.reshape(len(weight), -1), points

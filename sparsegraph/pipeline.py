@@ -17,6 +17,7 @@ from sparsegraph.passes.dedupe import Dedupe
 from sparsegraph.passes.expand_einsum import ExpandEinsum
 from sparsegraph.passes.expand_rare import ExpandRare
 from sparsegraph.passes.expand_sequences import ExpandSequences
+from sparsegraph.passes.expand_volumes import ExpandVolumes
 from sparsegraph.passes.fold_batch_norm import FoldBatchNorm
 from sparsegraph.passes.fold_constants import FoldConstants
 from sparsegraph.passes.fold_conv_bias import FoldConvBias
@@ -85,6 +86,7 @@ PASSES: tuple[Pass, ...] = (
     FoldScale(),
     SplitBatchNorm(),  # what is left of batch norm is a multiply and an add
     RemoveDeadChannels(),  # what no output notices
+    ExpandVolumes(),
     # clean: what the steps above left behind
     FoldConstants(),
     RemoveIdentity(),

@@ -237,7 +237,8 @@ PLAIN = Filter()
 def filter_of(window: Window) -> Filter | None:
     """The filter that Winograd's transforms take, None for other geometries.
 
-    Of maps, 3x3 of stride 1 with any padding up to 2, and kernels of stride 2 that are 4x4 in each phase.
+    Of maps, 3x3 of stride 1 with any padding up to 2, and kernels of stride 2 that are 4x4 in each
+    phase.
     """
     (height, width), stride = window.kernel, window.stride[0]
     if window.depth != ONE:

@@ -60,7 +60,7 @@ POOLS = [
     pool("GlobalAveragePool", (2, 7, 9, 11)),
     pool("GlobalMaxPool", (1, 5, 7, 7)),
     pool("GlobalAveragePool", (1, 5, 77)),
-    pool("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2])._replace(is_native=False),
+    pool("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]),
 ]  # fmt: skip
 
 

@@ -208,7 +208,9 @@ def flat_windows(draw: st.DrawFn) -> Window:
     least = max(0, (n - 1) * step + 1 - depth - before)
     after = draw(st.integers(least, max(least, (n - 1) * step)))
     pads = (top, left, reach - top, span - left)
-    return Window(size, kernel, (1, 1), dilation, pads, False, Depth(depth, n, 1, step, before, after))
+    return Window(
+        size, kernel, (1, 1), dilation, pads, False, Depth(depth, n, 1, step, before, after)
+    )
 
 
 @settings(max_examples=150, deadline=None)
