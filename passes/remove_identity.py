@@ -3,9 +3,10 @@
     a = Identity(x); b = Cast<to=1>(a); c = Mul(b, {1.0}); y = Relu(c)        ->  y = Relu(x)
 
 Identity, inference-mode Dropout, Cast to the same dtype, Reshape / Expand / Slice / Pad / Flatten
-to the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Split into one, Clip
-without bounds, Where with a constant condition that is the same everywhere, and x*1, x/1, x**1,
-x+0, x-0 with constants that are exactly 1 or 0: an epsilon is no zero, whatever its size.
+to the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Concat of one and
+others without elements (a roll by nothing), Split into one, Clip without bounds, Where with a
+constant condition that is the same everywhere, and x*1, x/1, x**1, x+0, x-0 with constants that are
+exactly 1 or 0: an epsilon is no zero, whatever its size.
 
 Declines when: the constant's or condition's shape, or the dtype, would change the result's.
 """
@@ -32,7 +33,7 @@ from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
 
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Pow": 1.0, "Add": 0.0, "Sub": 0.0}
 _SAME_SHAPE_IS_SAME = ("Reshape", "Expand", "Flatten", "Squeeze", "Unsqueeze")
-_OF_ONE = ("Concat", "Sum", "Max", "Min", "Mean")
+_OF_ONE = ("Sum", "Max", "Min", "Mean")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ def _passed_on(node: ir.Node) -> ir.Value | Decline | None:
         return _neutral(node)
     if node.op_type == "Where":
         return _chosen(node)
+    if node.op_type == "Concat":
+        full = [v for v in node.inputs if v is not None and 0 not in (static_shape(v) or ())]
+        kept = full if len(node.inputs) > 1 else [first]
+        return kept[0] if len(kept) == 1 else None
     return first if _is_no_op(node, first) else None
 
 

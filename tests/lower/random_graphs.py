@@ -250,7 +250,7 @@ def attention(g: Graph, x: str) -> None:
 
 def convolution(g: Graph, x: str) -> None:
     shape = g.shapes[x]
-    if len(shape) not in (3, 4):
+    if len(shape) not in (3, 4, 5):
         return
     batch, channels, *size = shape
     k = [g.pick((1, 3)) for _ in size]
@@ -268,14 +268,16 @@ def convolution(g: Graph, x: str) -> None:
 
 def pool(g: Graph, x: str) -> None:
     shape = g.shapes[x]
-    if len(shape) != 4:
+    n_axes = len(shape) - 2
+    if n_axes not in (2, 3):
         return
     if g.choose(3) == 0:
-        g.op("GlobalAveragePool", [x], (*shape[:2], 1, 1))
+        g.op("GlobalAveragePool", [x], (*shape[:2], *[1] * n_axes))
         return
     stride = 1 + g.choose(2)
     out = tuple((n + 2 - 3) // stride + 1 for n in shape[2:])
-    attributes = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": [1] * 4}
+    window = {"kernel_shape": [3] * n_axes, "strides": [stride] * n_axes}
+    attributes = {**window, "pads": [1] * 2 * n_axes}
     g.op(g.pick(("MaxPool", "AveragePool")), [x], (*shape[:2], *out), **attributes)
 
 
@@ -313,7 +315,11 @@ def build(choose: Choose, n_nodes: int) -> tuple[ModelProto, Feed]:
     """A model from `n_nodes` attempts and a feed for it."""
     g = Graph(choose)
     for _ in range(2):
-        g.input(tuple(g.pick(EXTENTS) for _ in range(1 + g.choose(4))))
+        shape: Shape = ()
+        for _ in range(1 + g.choose(5)):
+            most = MOST_ELEMENTS // int(np.prod(shape))
+            shape = (*shape, g.pick([n for n in EXTENTS if n <= most]))
+        g.input(shape)
     for _ in range(n_nodes):
         x = g.value()
         assert x is not None

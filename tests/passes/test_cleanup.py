@@ -23,6 +23,7 @@ ONE, ZERO = np.array(1, np.float32), np.array(0, np.float32)
         "a = Mul(one, x)", "a = Div(x, one)", "a = Add(zero, x)", "a = Sub(x, zero)",
         "a = Pow(x, one)", "a = Reshape(x, same)", "a = Expand(x, same)", "a = Sum(x)",
         "a = Transpose<perm=[0,1]>(x)", "a = Concat<axis=0>(x)", "a = Clip(x)",
+        "none = Slice(x, behind, behind, rows)  a = Concat<axis=0>(none, x)",
         "a = Pad(x, pads)", "a = Slice(x, start, end)", "a = Split<axis=0, num_outputs=1>(x)",
     ],
 )  # fmt: skip
@@ -30,7 +31,7 @@ def test_no_ops_go(body: str) -> None:
     text = f"g (float[2,3] x) => (float[2,3] y) {{ {body}  y = Relu(a) }}"
     result = run(
         RemoveIdentity(), text, one=ONE, zero=ZERO, same=np.array([2, 3]), pads=np.zeros(4, int),
-        start=np.array([0, 0]), end=np.array([9, 9]),
+        start=np.array([0, 0]), end=np.array([9, 9]), behind=np.array([9]), rows=np.array([0]),
     )  # fmt: skip
     assert result.ops == ["Relu"]
 
