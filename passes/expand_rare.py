@@ -4,13 +4,15 @@
     y = GatherND(x, [[0, 2], [1, -1]])        ->  y = Gather(Reshape(x, [h * w, c]), [2, 2 * w - 1])
     y = GatherND(x, i)                        ->  j = Where(Less(i, 0), Add(i, [h, w]), i)
                                                   y = Gather(.., ReduceSum(Mul(j, [w, 1]), [-1]))
+    y = ScatterND(x, [[2], [0]], u)           ->  y = Gather(Concat(x, u), [h + 1, 1, h, 3, ..])
     y = IsInf(x)                              ->  y = Equal(Abs(x), inf)
 
 PyTorch writes causal masks with Trilu, index lists (the token of CLIP, the experts of Mixtral) and
-linear resizes with GatherND, and nan_to_num with IsInf.
+linear resizes with GatherND, assignments to slices with ScatterND, and nan_to_num with IsInf.
 
 Declines when: a shape or the diagonal is not known, an index lies outside, batches have indices of
-their own, or IsInf looks for neither sign or stands in an opset before 11.
+their own, what is scattered is added, or IsInf looks for neither sign or stands in an opset before
+11.
 """
 
 import math
@@ -23,6 +25,7 @@ import onnx_ir as ir
 
 from sparsegraph.graph import (
     FLOAT_DTYPES,
+    attribute,
     constant,
     input_at,
     int_attribute,
@@ -40,7 +43,7 @@ _LARGEST_MASK = 1 << 24  # elements of a triangle
 
 @dataclass(frozen=True)
 class ExpandRare(RewritePass):
-    """Trilu, GatherND and IsInf in operators that later passes and kernels know."""
+    """Trilu, GatherND, ScatterND and IsInf in operators that later passes and kernels know."""
 
     name: ClassVar[str] = "expand_rare"
 
@@ -105,14 +108,18 @@ def _open_gather(node: ir.Node, graph: ir.Graph) -> str | None:
         return "its shape is not known"
     if int_attribute(node, "batch_dims", 0):
         return "batches have indices of their own"
-    indices = constant(node.inputs[1])
-    if indices is None:
+    if constant(node.inputs[1]) is None:
         is_old = graph.opset_imports.get("", 0) < _SUMS_AXES_GIVEN
         return f"its indices are computed, before opset {_SUMS_AXES_GIVEN}" if is_old else None
-    extents = np.array(shape[: indices.shape[-1]])
-    if ((indices < -extents) | (indices >= extents)).any():
-        return f"an index lies outside of {shape}"
-    return None
+    return _outside(node.inputs[1], shape)
+
+
+def _outside(indices: ir.Value | None, shape: Sequence[int]) -> str | None:
+    array = constant(indices)
+    assert array is not None
+    extents = np.array(shape[: array.shape[-1]])
+    is_outside = ((array < -extents) | (array >= extents)).any()
+    return f"an index lies outside of {shape}" if is_outside else None
 
 
 def _gather(node: ir.Node, build: Builder) -> ir.Value:
@@ -138,9 +145,13 @@ def _known_places(indices: ir.Value, extents: Sequence[int], build: Builder) -> 
     array = constant(indices)
     if array is None:
         return None
-    places = np.moveaxis(array % np.array(extents), -1, 0)
-    flat = np.ravel_multi_index(tuple(places), tuple(extents)).astype(np.int64)
-    return build.constant(flat, f"{build.hint}_places", indices)
+    return build.constant(_flat(array, extents), f"{build.hint}_places", indices)
+
+
+def _flat(indices: np.ndarray, extents: Sequence[int]) -> np.ndarray:
+    """One index for all of the axes, [..] of [.., axes]."""
+    places = np.moveaxis(indices % np.array(extents), -1, 0)
+    return np.asarray(np.ravel_multi_index(tuple(places), tuple(extents)), np.int64)
 
 
 def _computed_places(indices: ir.Value, extents: Sequence[int], build: Builder) -> ir.Value:
@@ -156,6 +167,44 @@ def _computed_places(indices: ir.Value, extents: Sequence[int], build: Builder) 
     scaled = build.op("Mul", [place, _sizes(strides, build)], like=indices)
     last = {"keepdims": 0}
     return build.op("ReduceSum", [scaled, _sizes([-1], build)], last, like=indices, shape=lead)
+
+
+# ---------------------------------------------------------------- scatters
+
+
+def _open_scatter(node: ir.Node, _: ir.Graph) -> str | None:
+    shapes = [static_shape(value) for value in node.inputs]
+    if any(shape is None or 0 in shape for shape in shapes):
+        return "its shape is not known"
+    if attribute(node, "reduction", "none") != "none":
+        return "what is scattered is added"
+    if constant(node.inputs[1]) is None:
+        return "its indices are computed"
+    return _outside(node.inputs[1], shapes[0] or ())
+
+
+def _scatter(node: ir.Node, build: Builder) -> ir.Value:
+    """Every row of the result is one of both operands; of two for one place the last."""
+    x, indices, updates = node.inputs
+    array = constant(indices)
+    assert x is not None
+    assert updates is not None
+    assert array is not None
+    shape, n = static_shape(x) or (), array.shape[-1]
+    n_rows, rest = math.prod(shape[:n]), shape[n:]
+    at = _flat(array, shape[:n]).ravel()
+    rows = np.arange(n_rows)
+    rows[at] = n_rows + np.arange(at.size)
+    parts = []
+    for value, size in ((x, n_rows), (updates, at.size)):
+        sizes = (size, *rest)
+        is_so = static_shape(value) == sizes
+        given = [value, _sizes(sizes, build)]
+        parts.append(value if is_so else build.op("Reshape", given, like=x, shape=sizes))
+    joined = build.op("Concat", parts, {"axis": 0}, like=x, shape=(n_rows + at.size, *rest))
+    table = build.constant(rows, f"{build.hint}_rows", indices)
+    picked = build.op("Gather", [joined, table], {"axis": 0}, like=x, shape=(n_rows, *rest))
+    return build.op("Reshape", [picked, _sizes(shape, build)], like=x, shape=shape)
 
 
 # ---------------------------------------------------------------- infinities
@@ -188,5 +237,6 @@ def _signs(node: ir.Node) -> tuple[bool, bool]:
 _RULES: Mapping[str, _Rule] = {
     "Trilu": _Rule(_open_triangle, _triangle),
     "GatherND": _Rule(_open_gather, _gather),
+    "ScatterND": _Rule(_open_scatter, _scatter),
     "IsInf": _Rule(_open_infinity, _infinity),
 }

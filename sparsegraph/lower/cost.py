@@ -32,6 +32,7 @@ _DEFAULT = "x86-64-v3"
 _LOOP = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")  # not memory
 _LINE = 16  # float32 values in a cache line
 _CODED_BYTES = 6  # value and column of one non-zero weight
+_UNFOLD_NS = 0.2  # ONNX Runtime copies a volume's windows, per element: 0.12 to 0.27 on Zen 5
 
 
 def prices(target: Target) -> Prices:
@@ -101,7 +102,8 @@ def weight_bytes(problem: Problem, choice: Choice) -> float:
 def dense_ms(problem: Problem, target: Target, table: Prices | None = None) -> float:
     """Predicted milliseconds of ONNX Runtime's dense kernel, on one thread."""
     kernel, n = reference_counts(problem, target)
-    return _price((table or prices(target))[kernel], n) / 1e6
+    elements = problem.columns * problem.images * problem.points if problem.is_unfolded else 0
+    return (_price((table or prices(target))[kernel], n) + _UNFOLD_NS * elements) / 1e6
 
 
 def _price(table: dict[str, float], n: Counts) -> float:

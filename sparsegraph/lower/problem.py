@@ -36,6 +36,7 @@ class Problem:
         filter: what Winograd's method sees of the kernel.
         is_joinable: neighbouring tiles of points may be computed as one.
         single: one point in each of a few images, which has kernels of its own.
+        is_unfolded: windows over volumes, of which ONNX Runtime makes a matrix first.
     """
 
     rows: int
@@ -54,6 +55,7 @@ class Problem:
     filter: Filter = PLAIN
     is_joinable: bool = False
     single: bool = False
+    is_unfolded: bool = False
 
     @property
     def columns(self) -> int:
@@ -178,4 +180,5 @@ def of(operands: Operands, target: Target) -> Problem:
         filter=(window and windows.filter_of(window)) or PLAIN,
         is_joinable=gathered and y.is_planar and operands.planes,
         single=single,
+        is_unfolded=window is not None and window.n_taps > 1 and window.depth != windows.ONE,
     )

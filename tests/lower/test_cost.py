@@ -93,6 +93,13 @@ def test_small_layers_are_stored_in_half_the_bytes_or_less(
     assert found.ms <= cost.ours_ms(case, dense, machine) + choose.UNNOTICED_MS
 
 
+def test_onnx_runtime_copies_the_windows_of_volumes() -> None:
+    maps = dataclasses.replace(product(64, 64, 2048), taps=27)
+    volumes = dataclasses.replace(maps, is_unfolded=True)
+    assert 1.05 < cost.dense_ms(volumes, V3) / cost.dense_ms(maps, V3) < 1.5
+    assert choose.choose(volumes, V3).speedup > 1.05 * choose.choose(maps, V3).speedup
+
+
 def test_shared_zeros_are_cheaper_and_break_even_later() -> None:
     alone = dataclasses.replace(product(1536, 384, 128), density=0.1)
     shared = dataclasses.replace(alone, shared=2)

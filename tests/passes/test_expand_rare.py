@@ -1,4 +1,4 @@
-"""expand_rare: triangles, gathers and infinities, with what is declined and why."""
+"""expand_rare: triangles, gathers, scatters and infinities, with what is declined and why."""
 
 import numpy as np
 import onnx_ir as ir
@@ -134,3 +134,37 @@ def test_they_are_native(text: str) -> None:
 
 def reasons(result: Result) -> list[str]:
     return [d.reason for d in result.declined]
+
+
+@pytest.mark.parametrize(
+    ("indices", "updates", "ops"),
+    [
+        ([[0], [4], [-2]], "3,3,2", ["Concat", "Gather", "Reshape"]),
+        ([[[1], [0]], [[1], [3]]], "2,2,3,2", ["Reshape", "Concat", "Gather", "Reshape"]),
+        ([[0, 2], [4, -3], [-1, 0]], "3,2", ["Reshape", "Concat", "Gather", "Reshape"]),
+        ([[[0, 2, 1]], [[4, 0, -2]]], "2,1", ["Reshape"] * 2 + ["Concat", "Gather", "Reshape"]),
+        ([3], "3,2", ["Reshape", "Concat", "Gather", "Reshape"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["float", "int64"])
+def test_scatters(indices: list, updates: str, ops: list[str], kind: str) -> None:
+    """Place 1 of the second case is written twice, and keeps what came last."""
+    text = f"""g ({kind}[5,3,2] x, {kind}[{updates}] u) => ({kind}[5,3,2] y) {{
+        y = ScatterND(x, at, u) }}"""
+    assert run(ExpandRare(), text, at=np.array(indices)).ops == ops
+
+
+@pytest.mark.parametrize(
+    ("given", "attributes", "at", "reason"),
+    [
+        ("", '<reduction="add">', [[0]], "what is scattered is added"),
+        ("", "", [[5]], "an index lies outside of (5, 3, 2)"),
+        (", int64[1,1] at", "", None, "its indices are computed"),
+    ],
+)
+def test_scatters_that_stay(given: str, attributes: str, at: list | None, reason: str) -> None:
+    text = f"""g (float[5,3,2] x, float[1,3,2] u{given}) => (float[5,3,2] y) {{
+        y = ScatterND{attributes}(x, at, u) }}"""
+    model = parse(text, **({} if at is None else {"at": np.array(at)}))
+    (found,) = ExpandRare().run(model, Fuel()).declined
+    assert found.reason == reason
