@@ -13,6 +13,7 @@ from tests.targets import cross
 
 NAMES = {  # test -> outcome as it is, and with constants
     "test_attention_3d": (NATIVE, NATIVE),
+    "test_averagepool_3d_dilations_small": (NATIVE, NATIVE),
     "test_clip_example": (NATIVE, NATIVE),
     "test_constant_pad": (LEFT, NATIVE),
     "test_convtranspose": (LEFT, NATIVE),
@@ -32,6 +33,7 @@ NAMES = {  # test -> outcome as it is, and with constants
 
 ELSEWHERE = {  # with constants, in a bundle; the last has no input that is read
     "test_clip_default_int8_max": NATIVE,
+    "test_maxpool_3d_default": NATIVE,
     "test_mod_uint8": NATIVE,
     "test_constant_pad": NATIVE,
     "test_acos": DECLINED,

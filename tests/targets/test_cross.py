@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 from sparsegraph.targets import inner_loop
@@ -104,6 +105,45 @@ def test_few_weights_are_read_in_place_without_vectors(
     names = [s["kernel"] for s in compiled.manifest.segments[0].model_dump()["steps"]]
     in_place = width != 19  # no tile of 7 points or more divides it
     assert any(name.startswith("sconv" if in_place else "spmm") for name in names)
+    assert case.error(compiled, *bundles.command(target, compiled.path)) <= 1e-6
+
+
+VOLUMES = """<ir_version: 9, opset_import: ["" : 17]>
+g (float[2,3,5,9,11] x) => (float[2,4,8,8,9] y) {
+    a = Conv<pads=[1,1,1,1,1,1]>(x, w0)         b = Relu(a)
+    c = Conv<group=9,pads=[1,1,1,1,1,1]>(b, w1)
+    d = MaxPool<kernel_shape=[2,3,3],strides=[1,1,1]>(c)
+    e = Conv<strides=[2,2,2],pads=[1,1,1,1,1,1]>(d, w2)
+    y = ConvTranspose<strides=[4,2,2]>(e, w3) }"""
+WEIGHTS = {
+    "w0": (9, 3, 3, 3, 3),
+    "w1": (9, 1, 3, 3, 3),
+    "w2": (7, 9, 3, 3, 3),
+    "w3": (7, 4, 4, 2, 2),
+}
+
+
+class Volumes(bundles.Model):
+    """Convolutions of two images of three axes: plain, depthwise, strided, transposed; a pool."""
+
+    def __init__(self) -> None:
+        super().__init__("volumes", {})
+
+    def build(self, root: Path | None = None) -> onnx.ModelProto:
+        rng, proto = np.random.default_rng(0), onnx.parser.parse_model(VOLUMES)
+        for name, shape in WEIGHTS.items():
+            array = rng.standard_normal(shape).astype(np.float32)
+            proto.graph.initializer.append(numpy_helper.from_array(array, name))
+        return proto
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("name", ["x86-64-v2", "aarch64", "armv7", "riscv64", "riscv64-v128"])
+def test_volumes(name: str, density: float, tmp_path: Path) -> None:
+    target = targets.get(name)
+    cross.require_for(target)
+    case = bundles.Case(Volumes(), density)
+    compiled = case.compile(target, tmp_path / "m.sg")
     assert case.error(compiled, *bundles.command(target, compiled.path)) <= 1e-6
 
 
