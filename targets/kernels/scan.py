@@ -108,12 +108,9 @@ class TopK:
                 kept = bind(outer * k * inner + column)
                 with loop(0, n) as i:
                     x_i = bind(load(x, source + i * inner))
-                    with when(i < k):
-                        self._insert(values, places, x_i, i, i, kept, inner)
-                    with when(i >= k):
-                        worst = bind(load(values, kept + (k - 1) * inner))
-                        with when(self._is_better(x_i, worst)):
-                            self._insert(values, places, x_i, i, k - 1, kept, inner)
+                    last = bind(load(values, kept + (k - 1) * inner))  # written from the k-th on
+                    with when(emit.T.Or(i < k, self._is_better(x_i, last))):
+                        self._insert(values, places, x_i, i, emit.minimum(i, k - 1), kept, inner)
 
         return emit_body
 

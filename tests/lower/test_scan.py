@@ -53,6 +53,20 @@ def test_the_best(axis: int, k: int, largest: int) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("largest", [0, 1])
+def test_the_best_are_numbers(largest: int) -> None:
+    """NaN is worse than all of them, wherever it stands."""
+    text = f"""g (float[3,4] x) => (float[3,2] y, int64[3,2] i) {{
+        y, i = TopK<largest={largest}>(x, k) }}"""
+    made = compile(ir.to_proto(parse(text, k=np.array([2]))), keep_native=True)
+    x = np.float32([[np.nan, 3, 1, 2], [3, np.nan, np.nan, 1], [np.nan, np.nan, np.nan, 5]])
+    values, places = made.session.run(None, {"x": x})
+    wanted = [[3, 2], [3, 1], [5, np.nan]] if largest else [[1, 2], [1, 3], [5, np.nan]]
+    np.testing.assert_array_equal(values, np.float32(wanted))
+    np.testing.assert_array_equal(np.take_along_axis(x, places, 1), values)
+    assert (places[:, 0] != places[:, 1]).all()
+
+
 @pytest.mark.parametrize("last", ["Softmax(y)", "Cast<to=1>(i)"])
 def test_experts_of_tokens(last: str) -> None:
     """A router reads the shares of the best, or their places alone."""
