@@ -15,6 +15,7 @@ from sparsegraph.graph import fill_shapes, has_subgraph, is_random
 from sparsegraph.passes.classify_masks import ClassifyMasks
 from sparsegraph.passes.dedupe import Dedupe
 from sparsegraph.passes.expand_einsum import ExpandEinsum
+from sparsegraph.passes.expand_linear import ExpandLinear
 from sparsegraph.passes.expand_rare import ExpandRare
 from sparsegraph.passes.expand_sequences import ExpandSequences
 from sparsegraph.passes.expand_volumes import ExpandVolumes
@@ -63,6 +64,7 @@ PASSES: tuple[Pass, ...] = (
     ExpandEinsum(),
     ExpandSequences(),
     ExpandRare(),
+    ExpandLinear(),  # what a resize makes of unit vectors is folded next
     FoldShapes(),
     FoldConstants(),  # inside the branches
     RemoveIdentity(),
