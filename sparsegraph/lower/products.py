@@ -139,8 +139,13 @@ def _lower_single(
         return False
     layout = blocked(images, len(weight), 1, result_axis, b.target)
     result, bias, added = _absorb_bias(b, node.outputs[0], bias, len(weight), layout)
-    region = regions.grow(result, lambda v: feature_kind(b, v, result, layout))
-    if len(region.operands) > 3 or not single_point.is_plain(region):
+
+    def classify(value: ir.Value) -> str | None:
+        kind = feature_kind(b, value, result, layout) if constant(value) is not None else None
+        return kind if kind == "feature" else None
+
+    region = regions.grow(result, classify)
+    if len(region.operands) > 3:
         return False
     stored = b.single(x, axis, images)
     step_single(b, [node, *added, *region.nodes], stored, weight, bias, region, layout)

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.graph import constant
+from sparsegraph.graph import constant, is_op, scalar
 from sparsegraph.lower.builder import Builder, Stored
 from sparsegraph.lower.problem import Choice
-from sparsegraph.program import Arg
+from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import slots
 from sparsegraph.targets.kernels.vector_product import VectorProduct, pack, pack_rows
+from sparsegraph.targets.target import Target
 
 if TYPE_CHECKING:
     from sparsegraph.lower.regions import Region
 
+_KEEPS_ZEROS = (
+    "Cast", "Dropout", "Flatten", "Gather", "Identity", "MaxPool", "Mul", "Pow", "Reshape", "Slice",
+    "Sqrt", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
 VECTORS = 4  # 128 bytes of weights for every activation on AVX2
 
 
@@ -41,7 +46,9 @@ def step_vector_product(
     tree, lanes = region.tree if region and region.nodes else None, b.target.lanes
     is_coded = choice.weight == "slots"
     rows = choice.group if is_coded else VECTORS * lanes
-    kernel = VectorProduct(lanes, rows, tree, len(operands), is_coded, flat=to.fm.row == 1)
+    skips = not is_coded and _skips(nodes[0], weight, b.target)
+    is_flat = to.fm.row == 1
+    kernel = VectorProduct(lanes, rows, tree, len(operands), is_coded, is_flat, skips)
     n, images = len(weight), to.fm.images
     args: list[Arg] = [
         to.address, to.fm.image, to.fm.row, x.address, x.fm.image, x.fm.row, images, n,
@@ -51,6 +58,8 @@ def step_vector_product(
         args += [b.weight(f"{name}.{stream}", array) for stream, array in streams.items()]
     else:
         args += [weight.shape[1], b.weight(f"{name}.values", pack(weight, rows))]
+    if skips:
+        args.append(Scratch(4 * images * (weight.shape[1] + 1)))
     args.append(b.weight(f"{name}.bias", pack_rows(bias, n, rows)))
     for i, array in enumerate(operands):
         assert array is not None
@@ -60,5 +69,33 @@ def step_vector_product(
         kernel, args, -(-n // rows), nodes, flops=2 * kept * images,
         dense_flops=2 * weight.size * images,
         detail=f"slots {kept / weight.size:.1%} non-zero, 1 point" if is_coded else
-        "dense, 1 point",
+        "dense, 1 point" + ", without columns of zeros" * skips,
     )  # fmt: skip
+
+
+def _skips(node: ir.Node, weight: np.ndarray, target: Target) -> bool:
+    """True if it pays to look for zeros in the activations: memory limits what has to be read.
+
+    Zero times an infinite weight would be NaN, so there must be none.
+    """
+    x = next(v for v in node.inputs if v is not None and constant(v) is None)
+    is_far = 4 * weight.size > target.l2_bytes
+    return is_far and has_zeros(x) and bool(np.isfinite(weight).all())
+
+
+def has_zeros(value: ir.Value | None) -> bool:
+    """True of what lies behind a Relu or a threshold: for many inputs many values are zero."""
+    node = None if value is None else value.producer()
+    while is_op(node, *_KEEPS_ZEROS):
+        assert node is not None
+        if node.op_type == "Mul":
+            return any(map(has_zeros, node.inputs))
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    if is_op(node, "Clip", "Max"):
+        assert node is not None
+        return any(scalar(v) == 0 for v in node.inputs[1:2] if v is not None)
+    if is_op(node, "Where"):
+        assert node is not None
+        return any(scalar(v) == 0 for v in node.inputs[1:] if v is not None)
+    return is_op(node, "Relu", "ThresholdedRelu", "Shrink")

@@ -5,7 +5,8 @@
 With one point a product kernel would fill one lane and read every weight as a broadcast. Here the
 lanes are rows: weights are packed in panels of `rows` outputs, so they stream from memory once in
 the order in which they are read, and only the activations are broadcast. A matrix with many zeros
-is coded as in slots. One item is one panel.
+is coded as in slots. Behind a Relu, columns of values that are zero need not be read: then a list
+of the others is made first. One item is one panel.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 from sparsegraph.targets import emit
 from sparsegraph.targets.emit import Cell, Expr, bind, const, load, loop, splat, store, when
 from sparsegraph.targets.kernels import expression, slots
+from sparsegraph.targets.kernels.math import bits
 from sparsegraph.targets.target import Target
 
 MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of points
@@ -26,7 +28,8 @@ class VectorProduct:
     """Spec of one kernel.
 
     Arguments: y and x feature-major or flat (image, row), images, rows, then columns and weights of
-    `pack` or the arrays of `pack_slots`, bias of `pack_rows`, a pointer per operand (as the bias).
+    `pack` or the arrays of `pack_slots`, scratch of images * (columns + 1) if it `skips`, bias of
+    `pack_rows`, a pointer per operand (as the bias).
 
     Attributes:
         lanes: float32 values in a vector; the block of x and y.
@@ -35,6 +38,7 @@ class VectorProduct:
         n_operands: operands with one value per row.
         coded: weights are in slots.
         flat: y is row-major: one value a row, not a vector.
+        skips: columns of values that are zero are not read.
     """
 
     lanes: int
@@ -43,6 +47,7 @@ class VectorProduct:
     n_operands: int = 0
     coded: bool = False
     flat: bool = False
+    skips: bool = False
 
     @property
     def width(self) -> int:
@@ -51,7 +56,7 @@ class VectorProduct:
 
     @property
     def name(self) -> str:
-        tail = "_coded" * self.coded + "_flat" * self.flat
+        tail = "_coded" * self.coded + "_flat" * self.flat + "_skips" * self.skips
         tail += "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         return f"gemv_f32_r{self.rows}_l{self.lanes}{tail}_o{self.n_operands}"
 
@@ -62,6 +67,7 @@ class VectorProduct:
             "images:int32 rows:int32 "
         )
         text += slots.PARAMS if self.coded else "columns:int32 weights:float32* "
+        text += "kept:int32* " * self.skips
         text += "bias:float32* "
         return emit.signature(text + " ".join(f"o{i}:float32*" for i in range(self.n_operands)))
 
@@ -75,15 +81,32 @@ class _Emitter:
 
     def run(self) -> None:
         a, spec = self.a, self.spec
+        if spec.skips:
+            self.list_kept()
         with loop(a["begin"], a["end"]) as panel, loop(0, a["images"]) as image:
             number = bind(load(a["order"], panel)) if spec.coded else panel
             row, x = bind(number * spec.rows), bind(image * a["x_image"])
-            sums = self.coded(panel, row, x) if spec.coded else self.dense(row, x)
+            sums = self.coded(panel, row, x) if spec.coded else self.dense(row, x, image)
             to = bind(image * a["y_image"] + row * a["y_row"])
             for v, value in enumerate(sums):
                 self.write(to, row, v, value)
 
-    def dense(self, row: Expr, x: Expr) -> list[Expr]:
+    def list_kept(self) -> None:
+        """Per image how many values are not zero, then which."""
+        a = self.a
+        with loop(0, a["images"]) as image:
+            first, n = bind(image * (a["columns"] + 1)), Cell("int32")
+            n.set(const(0, "int32"))
+            with loop(0, a["columns"]) as k:  # without a branch: none could be foretold
+                value = bind(load(a["x"], image * a["x_image"] + k * a["x_row"]))
+                store(a["kept"], k, first + 1 + n.get())
+                # TVM's "not equal" is false for NaN, which must be read; its bits are not 0
+                size = emit.T.bitwise_and(bits(value, "int32"), const(0x7FFFFFFF, "int32"))
+                is_kept = emit.T.NE(size, const(0, "int32"))
+                n.set(n.get() + emit.select(is_kept, const(1, "int32"), const(0, "int32")))
+            store(a["kept"], n.get(), first)
+
+    def dense(self, row: Expr, x: Expr, image: Expr) -> list[Expr]:
         """The vectors of sums of the panel at `row`."""
         a, lanes = self.a, self.spec.lanes
         weights = bind(row * a["columns"])
@@ -92,13 +115,22 @@ class _Emitter:
         for v in vectors:
             even[v].set(load(a["bias"], row + v * lanes, lanes))
             odd[v].set(splat(const(0.0), lanes))
-        pairs = bind(emit.divide(a["columns"], 2))
+        n, column = self.columns(image)
+        pairs = bind(emit.divide(n, 2))
         with loop(0, pairs) as pair:  # two sums hide the latency of a product
-            self.column(even, weights, x, bind(pair * 2))
-            self.column(odd, weights, x, bind(pair * 2 + 1))
-        with when(pairs * 2 < a["columns"]):
-            self.column(even, weights, x, pairs * 2)
+            self.column(even, weights, x, column(pair * 2))
+            self.column(odd, weights, x, column(pair * 2 + 1))
+        with when(pairs * 2 < n):
+            self.column(even, weights, x, column(pairs * 2))
         return [bind(even[v].get() + odd[v].get()) for v in vectors]
+
+    def columns(self, image: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+        """How many columns are read, and the i-th of them."""
+        a = self.a
+        if not self.spec.skips:
+            return a["columns"], bind
+        first = bind(image * (a["columns"] + 1))
+        return bind(load(a["kept"], first)), lambda i: bind(load(a["kept"], first + 1 + i))
 
     def coded(self, panel: Expr, row: Expr, x: Expr) -> list[Expr]:
         """The same of slots: one vector."""
@@ -175,4 +207,6 @@ def kernels(lanes: int) -> list[VectorProduct]:
         VectorProduct(lanes, 1, scaled, 1, coded=True),
         VectorProduct(lanes, 4 * lanes, scaled, 1, flat=True),
         VectorProduct(lanes, few, coded=True, flat=True),
+        VectorProduct(lanes, 4 * lanes, skips=True),
+        VectorProduct(lanes, 4 * lanes, scaled, 1, flat=True, skips=True),
     ]

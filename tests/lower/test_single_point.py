@@ -13,6 +13,7 @@ from sparsegraph.lower import choose, problem
 from sparsegraph.lower.problem import Operands
 from tests.passes.check import parse, rng
 
+TARGET = targets.native()
 COLUMNS, N = 300, 130
 
 
@@ -52,10 +53,11 @@ def test_one_point(shape: str, is_single: bool, kept: float, rows: int) -> None:
     assert ("coded" in name) == (kept < 1)
 
 
-def test_an_operand_with_points_takes_the_kernel_of_many() -> None:
-    body = "z = MatMul(x, w)  s = Add(z, r)  y = Relu(s)"
-    made = compiled(body, "1", pruned(0.05, 1), given=f", float[1,{N}] r")
-    assert product(made).startswith("spmm")
+@pytest.mark.parametrize("kept", [0.05, 1.0])
+def test_an_operand_with_points_is_added_afterwards(kept: float) -> None:
+    body = "z = MatMul(x, w)  s = Add(z, b)  y = Add(s, r)"
+    made = compiled(body, "1", pruned(kept, 1), given=f", float[1,{N}] r")
+    assert product(made).startswith("gemv")
 
 
 @pytest.mark.parametrize("kept", [0.05, 1.0])
@@ -117,3 +119,72 @@ def test_points_of_maps_as_sequences_of_one(kept: float, images: int) -> None:
     made = compile(ir.to_proto(model), keep_native=True)
     assert made.manifest.verification["max_rel_error"] <= 1e-5
     assert not made.fallback_nodes
+
+
+HIDDEN = 2 * TARGET.l2_bytes // (4 * N)  # columns of a weight that leaves the level 2 cache
+
+
+def behind(activation: str, weight: np.ndarray, batch: int = 1) -> tuple[Compiled, str]:
+    """A product of h, compiled; and its kernel."""
+    model = parse(
+        f"""g (float[{batch},1,{HIDDEN}] x) => (float[{batch},1,{N}] y) {{
+            {activation}  y = MatMul(h, w) }}""",
+        w=weight, zero=np.array(0, np.float32), one=np.array(1, np.float32),
+        two=np.array(2, np.float32), size=np.array([batch, 1, HIDDEN]),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    return made, product(made)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "h = Relu(x)", "r = Relu(x)  h = Mul(r, r)", "r = Relu(x)  h = Pow(r, two)",
+        "r = Relu(x)  h = Reshape(r, size)", "r = Clip(x, zero)  h = Identity(r)",
+        "c = Greater(x, one)  h = Where(c, x, zero)", "h = Max(x, zero)",
+        "r = Relu(x)  g = Sigmoid(x)  h = Mul(g, r)",
+    ],
+)  # fmt: skip
+def test_zeros_of_activations_are_skipped(activation: str) -> None:
+    weight = rng().standard_normal((HIDDEN, N)).astype(np.float32)
+    made, kernel = behind(activation, weight)
+    assert "skips" in kernel
+    assert made.manifest.verification["max_rel_error"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "activation",
+    ["h = Gelu(x)", "h = Clip(x, one)", "r = Relu(x)  h = Add(r, x)", "h = Sigmoid(x)"],
+)
+def test_other_activations_are_read_whole(activation: str) -> None:
+    assert "skips" not in behind(activation, np.ones((HIDDEN, N), np.float32))[1]
+
+
+def test_small_weights_are_read_whole() -> None:
+    made = compiled("h = Relu(x)  y = MatMul(h, w)", "1", pruned(1.0, 1))
+    assert "skips" not in product(made)
+
+
+def test_zero_times_infinity_is_not_skipped() -> None:
+    weight = np.ones((HIDDEN, N), np.float32)
+    weight[7, 5] = np.inf
+    assert "skips" not in behind("h = Relu(x)", weight)[1]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_number_of_zeros(batch: int) -> None:
+    """None, all, one value alone, and NaN, which is no zero; each image has its own."""
+    weight = rng().standard_normal((HIDDEN, N)).astype(np.float32)
+    made, kernel = behind("h = Relu(x)", weight, batch)
+    assert "skips" in kernel
+    for fill, at in ((1.0, None), (-1.0, None), (-1.0, 3), (-1.0, HIDDEN - 1), (-1.0, 0)):
+        x = np.full((batch, 1, HIDDEN), fill, np.float32)
+        if at is not None:
+            x[-1, 0, at] = 2.5
+        (y,) = made.session.run(None, {"x": x})
+        want = np.maximum(x, 0).astype(np.float64) @ weight
+        assert np.abs(y - want).max() <= 1e-5 * np.abs(want).max()
+    x[0, 0, 4] = np.nan
+    (y,) = made.session.run(None, {"x": x})
+    assert np.isnan(y[0]).all()
+    assert np.isfinite(y[1:]).all()

@@ -37,8 +37,11 @@ def test_single_points(
         weights = [host.aligned(array) for array in slots.pack_slots(weight, kernel.rows)]
     else:
         weights = [columns, host.aligned(pack(weight, kernel.rows))]
+    if kernel.skips:
+        weights.append(host.empty(images * (columns + 1), np.dtype(np.int32)))
     bias, scale = (rng.standard_normal(rows).astype(np.float32) for _ in range(2))
     x = rng.standard_normal((images, columns, 1)).astype(np.float32)
+    x[rng.random(x.shape) < 0.6] = 0
     xl, yl = (
         flat(images, n, 1) if kernel.flat else blocked(images, n, 1, 1, TARGET)
         for n in (columns, rows)
