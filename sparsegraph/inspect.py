@@ -22,6 +22,7 @@ from sparsegraph.lower import cost, problem
 from sparsegraph.lower.builder import split_points
 from sparsegraph.lower.choose import Decide, choose
 from sparsegraph.lower.problem import Choice, Operands
+from sparsegraph.lower.single_point import suits
 from sparsegraph.lower.tiling import tiled_for
 from sparsegraph.lower.windows import window_of
 from sparsegraph.passes.classify_masks import classify
@@ -325,6 +326,8 @@ def operands(layer: Layer, target: Target) -> Operands | None:
         images, points = split_points(y, len(y) - 1, together=True)
         if layer.weight_at == 0:
             images, points = int(np.prod(y[:-2])), y[-1]
+        elif images == 1 and suits(weight, points, target):
+            images, points = points, 1
         source = points
     else:
         if len(y) > 5 or (len(y) == 5 and layer.group == weight.shape[0]):

@@ -19,7 +19,6 @@ from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Program, Ref, Step
 from sparsegraph.targets.kernel import Kernel
 from sparsegraph.targets.kernels import convert
-from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
 from sparsegraph.targets.layout import FeatureMajor, blocked, flat, planar, planes
 from sparsegraph.targets.target import Target
 
@@ -489,7 +488,7 @@ def split_points(shape: Sequence[int], axis: int, *, together: bool = False) -> 
     total = int(np.prod(rest, dtype=np.int64))
     points = total // images if images else 0
     is_last = axis == len(shape) - 1
-    if together and is_last and points < _FEW_POINTS and (points > 1 or images > MOST_IMAGES):
+    if together and is_last and points < _FEW_POINTS:
         return 1, total
     return images, points
 

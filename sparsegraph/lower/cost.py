@@ -31,6 +31,7 @@ FILE = Path(__file__).with_name("costs.json")
 _DEFAULT = "x86-64-v3"
 _LOOP = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")  # not memory
 _LINE = 16  # float32 values in a cache line
+_ANOTHER_IMAGE = 0.25  # of what a vector of weights costs with the first, loading it included
 _CODED_BYTES = 6  # value and column of one non-zero weight
 _UNFOLD_NS = 0.2  # ONNX Runtime copies a volume's windows, per element: 0.12 to 0.27 on Zen 5
 
@@ -118,7 +119,7 @@ def counts(problem: Problem, choice: Choice, target: Target) -> Iterator[tuple[s
         yield "slots", _slots(problem, choice, target)
     elif choice.weight == "dense" and problem.single:
         n_bytes = 4.0 * problem.rows * problem.columns
-        vectors = n_bytes / 4 / target.lanes * problem.images
+        vectors = n_bytes / 4 / target.lanes * (1 + _ANOTHER_IMAGE * (problem.images - 1))
         yield "vector", {"fma": vectors, "far": n_bytes / 64 * _beyond(n_bytes, target)}
     else:
         yield choice.weight, _product(problem, choice, target)

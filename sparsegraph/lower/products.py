@@ -89,7 +89,8 @@ def lower_linear(
         raise Declined("activations of rank 1")
     images, points = split_points(shape, len(shape) - 1, together=True)
     axis = len(shape_of(node.outputs[0])) - 1
-    if points == 1 and _lower_single(b, node, x, len(shape) - 1, images, weight, bias, axis):
+    is_single = images == 1 and single_point.suits(weight, points, b.target)
+    if is_single and _lower_single(b, node, x, len(shape) - 1, points, weight, bias, axis):
         return
     stored = b.feature(x, len(shape) - 1)
     layout = _result_layout(stored.fm, axis)
@@ -165,7 +166,7 @@ def step_single(
     operands = problem.Operands(weight, x.fm, layout, None)
     case = problem.of(operands, b.target)
     choice = b.decide(case, operands, b.target)
-    if all(map(_reads_rows, region.result.consumers())):
+    if layout.images > 1 or all(map(_reads_rows, region.result.consumers())):
         made = b.new_row(region.result)
         to = replace(made, layout=flat(layout.images, len(weight), layout.axis))
     else:

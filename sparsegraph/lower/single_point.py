@@ -7,11 +7,18 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.graph import constant, is_op, scalar
+from sparsegraph.lower import choose, cost, problem
 from sparsegraph.lower.builder import Builder, Stored
 from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels import slots
-from sparsegraph.targets.kernels.vector_product import VectorProduct, pack, pack_rows
+from sparsegraph.targets.kernels.vector_product import (
+    MOST_IMAGES,
+    VectorProduct,
+    pack,
+    pack_rows,
+)
+from sparsegraph.targets.layout import blocked
 from sparsegraph.targets.target import Target
 
 if TYPE_CHECKING:
@@ -21,7 +28,26 @@ _KEEPS_ZEROS = (
     "Cast", "Dropout", "Flatten", "Gather", "Identity", "MaxPool", "Mul", "Pow", "Reshape", "Slice",
     "Sqrt", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
+_MOSTLY = 0.3  # non-zero; fewer are not worth asking the model about
 VECTORS = 4  # 128 bytes of weights for every activation on AVX2
+
+
+def suits(weight: np.ndarray, points: int, target: Target) -> bool:
+    """True if a product of the last axis is best computed as one of single points.
+
+    Several share the weights of a dense matrix; zeros are better left out for a tile of points.
+    """
+    if points == 1:
+        return True
+    if points > MOST_IMAGES or np.count_nonzero(weight) <= _MOSTLY * weight.size:
+        return False
+    rows, columns = weight.shape
+    x, y = (blocked(1, n, points, 1, target) for n in (columns, rows))
+    tile = problem.of(problem.Operands(weight, x, y, None), target)
+    x, y = (blocked(points, n, 1, 1, target) for n in (columns, rows))
+    single = problem.of(problem.Operands(weight, x, y, None), target)
+    dense = choose.dense(single, target)
+    return cost.ours_ms(single, dense, target) < choose.choose(tile, target).ms
 
 
 def is_plain(region: "Region | None") -> bool:
@@ -45,11 +71,13 @@ def step_vector_product(
     operands = [constant(v) for v in region.operands] if region else []
     tree, lanes = region.tree if region and region.nodes else None, b.target.lanes
     is_coded = choice.weight == "slots"
-    rows = choice.group if is_coded else VECTORS * lanes
-    skips = not is_coded and _skips(nodes[0], weight, b.target)
-    is_flat = to.fm.row == 1
-    kernel = VectorProduct(lanes, rows, tree, len(operands), is_coded, is_flat, skips)
     n, images = len(weight), to.fm.images
+    rows = choice.group if is_coded else _vectors(images, b.target) * lanes
+    kernel = VectorProduct(
+        lanes, rows, tree, len(operands), is_coded, flat=to.fm.row == 1,
+        skips=not is_coded and _skips(nodes[0], weight, b.target),
+        images=1 if is_coded else images,
+    )  # fmt: skip
     args: list[Arg] = [
         to.address, to.fm.image, to.fm.row, x.address, x.fm.image, x.fm.row, images, n,
     ]  # fmt: skip
@@ -58,8 +86,8 @@ def step_vector_product(
         args += [b.weight(f"{name}.{stream}", array) for stream, array in streams.items()]
     else:
         args += [weight.shape[1], b.weight(f"{name}.values", pack(weight, rows))]
-    if skips:
-        args.append(Scratch(4 * images * (weight.shape[1] + 1)))
+    if kernel.skips:
+        args.append(Scratch(4 * (weight.shape[1] + 1)))
     args.append(b.weight(f"{name}.bias", pack_rows(bias, n, rows)))
     for i, array in enumerate(operands):
         assert array is not None
@@ -69,8 +97,13 @@ def step_vector_product(
         kernel, args, -(-n // rows), nodes, flops=2 * kept * images,
         dense_flops=2 * weight.size * images,
         detail=f"slots {kept / weight.size:.1%} non-zero, 1 point" if is_coded else
-        "dense, 1 point" + ", without columns of zeros" * skips,
+        "dense, 1 point" + ", without columns of zeros" * kernel.skips,
     )  # fmt: skip
+
+
+def _vectors(images: int, target: Target) -> int:
+    """In a panel: half of the registers hold the sums of all images."""
+    return max(1, min(VECTORS, target.n_registers // 2 // images))
 
 
 def _skips(node: ir.Node, weight: np.ndarray, target: Target) -> bool:

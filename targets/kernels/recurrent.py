@@ -134,7 +134,8 @@ class _Emitter:
             cell.set(splat(const(0.0), lanes))
         start = bind(panel * a["units"] * rows)
         with loop(0, a["units"]) as k:
-            add_column(cells, a["weights"], start + k * rows, load(a[state], at + k), lanes)
+            value = load(a[state], at + k)
+            add_column([cells], a["weights"], start + k * rows, [value], lanes)
         for v, cell in enumerate(cells):
             store(a["z"], cell.get(), (first + i) * rows + v * lanes, lanes)
 

@@ -4,12 +4,12 @@
 
 With one point a product kernel would fill one lane and read every weight as a broadcast. Here the
 lanes are rows: weights are packed in panels of `rows` outputs, so they stream from memory once in
-the order in which they are read, and only the activations are broadcast. A matrix with many zeros
-is coded as in slots. Behind a Relu, columns of values that are zero need not be read: then a list
-of the others is made first. One item is one panel.
+the order in which they are read, for all images, and only the activations are broadcast. A matrix
+with many zeros is coded as in slots. Behind a Relu, columns of values that are zero need not be
+read: a list of the others is made first. One item is one panel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from sparsegraph.targets.kernels import expression, slots
 from sparsegraph.targets.kernels.math import bits
 from sparsegraph.targets.target import Target
 
-MOST_IMAGES = 4  # with more, a panel of weights is better shared by a tile of points
+MOST_IMAGES = 8  # with more, a panel of weights is better shared by a tile of points
+_SUMS = 8  # that a machine adds to in turn before the first is ready
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class VectorProduct:
     """Spec of one kernel.
 
     Arguments: y and x feature-major or flat (image, row), images, rows, then columns and weights of
-    `pack` or the arrays of `pack_slots`, scratch of images * (columns + 1) if it `skips`, bias of
+    `pack` or the arrays of `pack_slots`, scratch of columns + 1 if it `skips`, bias of
     `pack_rows`, a pointer per operand (as the bias).
 
     Attributes:
@@ -38,7 +39,8 @@ class VectorProduct:
         n_operands: operands with one value per row.
         coded: weights are in slots.
         flat: y is row-major: one value a row, not a vector.
-        skips: columns of values that are zero are not read.
+        skips: columns of values that are zero in all images are not read.
+        images: that share a load of weights; 1 if coded, where it makes no difference.
     """
 
     lanes: int
@@ -48,6 +50,7 @@ class VectorProduct:
     coded: bool = False
     flat: bool = False
     skips: bool = False
+    images: int = 1
 
     @property
     def width(self) -> int:
@@ -57,6 +60,7 @@ class VectorProduct:
     @property
     def name(self) -> str:
         tail = "_coded" * self.coded + "_flat" * self.flat + "_skips" * self.skips
+        tail += f"_i{self.images}" if self.images > 1 else ""
         tail += "" if self.epilogue is None else f"_{expression.label(self.epilogue)}"
         return f"gemv_f32_r{self.rows}_l{self.lanes}{tail}_o{self.n_operands}"
 
@@ -83,54 +87,75 @@ class _Emitter:
         a, spec = self.a, self.spec
         if spec.skips:
             self.list_kept()
-        with loop(a["begin"], a["end"]) as panel, loop(0, a["images"]) as image:
-            number = bind(load(a["order"], panel)) if spec.coded else panel
-            row, x = bind(number * spec.rows), bind(image * a["x_image"])
-            sums = self.coded(panel, row, x) if spec.coded else self.dense(row, x, image)
-            to = bind(image * a["y_image"] + row * a["y_row"])
-            for v, value in enumerate(sums):
-                self.write(to, row, v, value)
+        with loop(a["begin"], a["end"]) as panel:
+            if not spec.coded:
+                row = bind(panel * spec.rows)
+                for image, sums in enumerate(self.dense(row)):
+                    self.put(image, row, sums)
+                return
+            row = bind(load(a["order"], panel) * spec.rows)
+            with loop(0, a["images"]) as image:
+                self.put(image, row, self.coded(panel, row, bind(image * a["x_image"])))
+
+    def put(self, image: Expr | int, row: Expr, sums: list[Expr]) -> None:
+        to = bind(image * self.a["y_image"] + row * self.a["y_row"])
+        for v, value in enumerate(sums):
+            self.write(to, row, v, value)
 
     def list_kept(self) -> None:
-        """Per image how many values are not zero, then which."""
-        a = self.a
-        with loop(0, a["images"]) as image:
-            first, n = bind(image * (a["columns"] + 1)), Cell("int32")
-            n.set(const(0, "int32"))
-            with loop(0, a["columns"]) as k:  # without a branch: none could be foretold
-                value = bind(load(a["x"], image * a["x_image"] + k * a["x_row"]))
-                store(a["kept"], k, first + 1 + n.get())
-                # TVM's "not equal" is false for NaN, which must be read; its bits are not 0
-                size = emit.T.bitwise_and(bits(value, "int32"), const(0x7FFFFFFF, "int32"))
-                is_kept = emit.T.NE(size, const(0, "int32"))
-                n.set(n.get() + emit.select(is_kept, const(1, "int32"), const(0, "int32")))
-            store(a["kept"], n.get(), first)
+        """How many columns have a value that is not zero, then which."""
+        a, n = self.a, Cell("int32")
+        n.set(const(0, "int32"))
+        with loop(0, a["columns"]) as k:  # without a branch: none could be foretold
+            store(a["kept"], k, n.get() + 1)
+            found = const(0, "int32")
+            for image in range(self.spec.images):
+                value = load(a["x"], image * a["x_image"] + k * a["x_row"])
+                found = emit.T.bitwise_or(found, bits(value, "int32"))
+            # TVM's "not equal" is false for NaN, which must be read; its bits are not 0
+            size = emit.T.bitwise_and(found, const(0x7FFFFFFF, "int32"))
+            is_kept = emit.T.NE(size, const(0, "int32"))
+            n.set(n.get() + emit.select(is_kept, const(1, "int32"), const(0, "int32")))
+        store(a["kept"], n.get(), const(0, "int32"))
 
-    def dense(self, row: Expr, x: Expr, image: Expr) -> list[Expr]:
-        """The vectors of sums of the panel at `row`."""
+    def dense(self, row: Expr) -> list[list[Expr]]:
+        """The vectors of sums of the panel at `row`, for every image."""
         a, lanes = self.a, self.spec.lanes
         weights = bind(row * a["columns"])
-        vectors = range(self.spec.rows // lanes)
-        odd, even = ([Cell("float32", lanes) for _ in vectors] for _ in range(2))
-        for v in vectors:
-            even[v].set(load(a["bias"], row + v * lanes, lanes))
-            odd[v].set(splat(const(0.0), lanes))
-        n, column = self.columns(image)
-        pairs = bind(emit.divide(n, 2))
-        with loop(0, pairs) as pair:  # two sums hide the latency of a product
-            self.column(even, weights, x, column(pair * 2))
-            self.column(odd, weights, x, column(pair * 2 + 1))
-        with when(pairs * 2 < n):
-            self.column(even, weights, x, column(pairs * 2))
-        return [bind(even[v].get() + odd[v].get()) for v in vectors]
+        vectors, images = range(self.spec.rows // lanes), range(self.spec.images)
+        n_turns = 2 if len(vectors) * len(images) < _SUMS else 1  # they hide a product's latency
+        turns = [
+            [[Cell("float32", lanes) for _ in vectors] for _ in images] for _ in range(n_turns)
+        ]
+        for sums in turns:
+            for of_image in sums:
+                for v, cell in enumerate(of_image):
+                    is_first = sums is turns[0]
+                    bias = load(a["bias"], row + v * lanes, lanes) if is_first else None
+                    cell.set(splat(const(0.0), lanes) if bias is None else bias)
+        n, column = self.columns()
+        rounds = bind(emit.divide(n, n_turns))
+        with loop(0, rounds) as step:
+            for i, sums in enumerate(turns):
+                self.column(sums, weights, column(step * n_turns + i))
+        if n_turns > 1:
+            with when(rounds * n_turns < n):
+                self.column(turns[0], weights, column(rounds * n_turns))
+        totals = [[cell.get() for cell in of_image] for of_image in turns[0]]
+        for sums in turns[1:]:
+            totals = [
+                [bind(total + cell.get()) for total, cell in zip(*both)]
+                for both in zip(totals, sums)
+            ]
+        return totals
 
-    def columns(self, image: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+    def columns(self) -> tuple[Expr, Callable[[Expr], Expr]]:
         """How many columns are read, and the i-th of them."""
         a = self.a
         if not self.spec.skips:
             return a["columns"], bind
-        first = bind(image * (a["columns"] + 1))
-        return bind(load(a["kept"], first)), lambda i: bind(load(a["kept"], first + 1 + i))
+        n = bind(load(a["kept"], const(0, "int32")))
+        return n, lambda i: bind(load(a["kept"], i + 1))
 
     def coded(self, panel: Expr, row: Expr, x: Expr) -> list[Expr]:
         """The same of slots: one vector."""
@@ -138,10 +163,11 @@ class _Emitter:
         total = slots.add_slots(a, panel, a["x"], x, rows, self.target, a["x_row"])
         return [bind(total + load(a["bias"], row, rows))]
 
-    def column(self, cells: list[Cell], weights: Expr, x: Expr, k: Expr) -> None:
+    def column(self, sums: list[list[Cell]], weights: Expr, k: Expr) -> None:
         a, spec = self.a, self.spec
-        value = load(a["x"], x + k * a["x_row"])
-        add_column(cells, a["weights"], weights + k * spec.rows, value, spec.lanes)
+        places = (image * a["x_image"] + k * a["x_row"] for image in range(spec.images))
+        values = [load(a["x"], place) for place in places]
+        add_column(sums, a["weights"], weights + k * spec.rows, values, spec.lanes)
 
     def write(self, to: Expr, row: Expr, v: int, value: Expr) -> None:
         """Each lane is a row of y, whose first element is the point; padding gets the same."""
@@ -172,11 +198,16 @@ class _Emitter:
                 put(i, emit.shuffle([value], [i]) if self.spec.width > 1 else value)
 
 
-def add_column(cells: list[Cell], weights: Expr, start: Expr, x: Expr, lanes: int) -> None:
-    """One column of a panel, from `start` on, times x in sums of `lanes` rows each."""
-    value, at = bind(splat(x, lanes)), bind(start)
-    for v, cell in enumerate(cells):
-        cell.set(cell.get() + load(weights, at + v * lanes, lanes) * value)
+def add_column(
+    sums: Sequence[Sequence[Cell]], weights: Expr, start: Expr, values: Sequence[Expr], lanes: int
+) -> None:
+    """One column of a panel, from `start` on, times each value, in sums of `lanes` rows each."""
+    at = bind(start)
+    loaded = [bind(load(weights, at + v * lanes, lanes)) for v in range(len(sums[0]))]
+    for cells, x in zip(sums, values):
+        value = bind(splat(x, lanes))
+        for cell, weight in zip(cells, loaded):
+            cell.set(cell.get() + weight * value)
 
 
 def pack(weight: np.ndarray, rows: int) -> np.ndarray:
@@ -209,4 +240,7 @@ def kernels(lanes: int) -> list[VectorProduct]:
         VectorProduct(lanes, few, coded=True, flat=True),
         VectorProduct(lanes, 4 * lanes, skips=True),
         VectorProduct(lanes, 4 * lanes, scaled, 1, flat=True, skips=True),
+        VectorProduct(lanes, 4 * lanes, images=3),
+        VectorProduct(lanes, 2 * lanes, scaled, 1, flat=True, images=7),
+        VectorProduct(lanes, 3 * lanes, flat=True, skips=True, images=5),
     ]

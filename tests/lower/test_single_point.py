@@ -42,14 +42,22 @@ def product(made: Compiled) -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_single"),
-    [("1", True), (f"{MOST_IMAGES},1", True), (f"{MOST_IMAGES + 1},1", False), ("2", False)],
+    ("shape", "n"),
+    [
+        ("1", 1),
+        ("1,1", 1),
+        ("2", 2),
+        ("2,1", 2),
+        (f"{MOST_IMAGES}", 8),
+        (f"{MOST_IMAGES + 1},1", 9),
+    ],
 )
 @pytest.mark.parametrize(("kept", "rows"), [(0.01, 1), (0.05, 1), (0.1, 8), (0.1, 16), (1.0, 1)])
-def test_one_point(shape: str, is_single: bool, kept: float, rows: int) -> None:
+def test_one_point(shape: str, n: int, kept: float, rows: int) -> None:
+    """Several share the loads of a dense weight, or a tile if it has zeros."""
     made = compiled("z = MatMul(x, w)  s = Add(z, b)  y = Relu(s)", shape, pruned(kept, rows))
     name = product(made)
-    assert name.startswith("gemv") == is_single
+    assert name.startswith("gemv") == (n == 1 or (kept == 1 and n <= MOST_IMAGES))
     assert ("coded" in name) == (kept < 1)
 
 
@@ -58,6 +66,23 @@ def test_an_operand_with_points_is_added_afterwards(kept: float) -> None:
     body = "z = MatMul(x, w)  s = Add(z, b)  y = Add(s, r)"
     made = compiled(body, "1", pruned(kept, 1), given=f", float[1,{N}] r")
     assert product(made).startswith("gemv")
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_what_reads_several_points(batch: int) -> None:
+    """A norm, a softmax, a product of many rows, another of few, and the caller."""
+    text = f"""g (float[{batch},{COLUMNS}] x) => (float[{batch},{N}] z, float[{batch},{N}] n,
+        float[{batch},{N}] s, float[{batch},77] y, float[1,{batch},{N}] t) {{
+        z = MatMul(x, w)  n = LayerNormalization(z, g, b)  s = Softmax(z)  h = Add(n, s)
+        y = MatMul(h, v)  a = Relu(z)  t = Reshape(a, size) }}"""
+    model = parse(
+        text, w=pruned(1.0, 1).T.copy(), v=pruned(0.1, 1, 77, N).T.copy(),
+        g=np.linspace(0.5, 2, N, dtype=np.float32), b=rng().standard_normal(N).astype(np.float32),
+        size=np.array([1, batch, N]),
+    )  # fmt: skip
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.fallback_nodes == []
+    assert made.manifest.verification["max_rel_error"] <= 1e-5
 
 
 @pytest.mark.parametrize("kept", [0.05, 1.0])

@@ -31,6 +31,7 @@ def test_single_points(
     kernel: VectorProduct, rows: int, columns: int, images: int, library: host.Library
 ) -> None:
     rng = np.random.default_rng(rows + columns)
+    images = images if kernel.coded else kernel.images
     weight = rng.standard_normal((rows, columns)).astype(np.float32)
     if kernel.coded:
         weight[rng.random(weight.shape) < 0.7] = 0
@@ -38,7 +39,7 @@ def test_single_points(
     else:
         weights = [columns, host.aligned(pack(weight, kernel.rows))]
     if kernel.skips:
-        weights.append(host.empty(images * (columns + 1), np.dtype(np.int32)))
+        weights.append(host.empty(columns + 1, np.dtype(np.int32)))
     bias, scale = (rng.standard_normal(rows).astype(np.float32) for _ in range(2))
     x = rng.standard_normal((images, columns, 1)).astype(np.float32)
     x[rng.random(x.shape) < 0.6] = 0
