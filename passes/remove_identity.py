@@ -4,9 +4,9 @@
 
 Identity, inference-mode Dropout, Cast to the same dtype, Reshape / Expand / Slice / Pad / Flatten
 to the same shape, Transpose in order, Concat / Sum / Max / Min / Mean of one, Concat of one and
-others without elements (a roll by nothing), Split into one, Clip without bounds, Where with a
-constant condition that is the same everywhere, and x*1, x/1, x**1, x+0, x-0 with constants that are
-exactly 1 or 0: an epsilon is no zero, whatever its size.
+others without elements (a roll by nothing), MaxPool and AveragePool of single points, Split into
+one, Clip without bounds, Where with a constant condition that is the same everywhere, and x*1, x/1,
+x**1, x+0, x-0 with constants that are exactly 1 or 0: an epsilon is no zero, whatever its size.
 
 Declines when: the constant's or condition's shape, or the dtype, would change the result's.
 """
@@ -92,6 +92,9 @@ def _is_no_op(node: ir.Node, first: ir.Value) -> bool:
         case "Pad":
             pads = integers(input_at(node, 1)) or ints_attribute(node, "pads")
             return pads is not None and not any(pads)
+        case "MaxPool" | "AveragePool":  # an adaptive pool of maps that have the size already
+            window = [*(ints_attribute(node, "kernel_shape") or (0,))]
+            return same and {*window, *(ints_attribute(node, "strides") or ())} == {1}
         case "Split":
             return same
         case "Clip":

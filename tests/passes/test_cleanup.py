@@ -36,6 +36,21 @@ def test_no_ops_go(body: str) -> None:
     assert result.ops == ["Relu"]
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    ("window", "out", "stays"),
+    [
+        ("kernel_shape=[1,1]", "4,5", False),
+        ("kernel_shape=[1,1],strides=[1,1]", "4,5", False),
+        ("kernel_shape=[1,1],strides=[2,2]", "2,3", True),
+        ("kernel_shape=[3,3],pads=[1,1,1,1]", "4,5", True),
+    ],
+)
+def test_pools_of_single_points_go(op: str, window: str, out: str, stays: bool) -> None:
+    text = f"g (float[1,3,4,5] x) => (float[1,3,{out}] y) {{ a = {op}<{window}>(x)  y = Relu(a) }}"
+    assert (op in run(RemoveIdentity(), text).ops) == stays
+
+
 @pytest.mark.parametrize(
     "body",
     [
