@@ -111,24 +111,26 @@ def _skips(node: ir.Node, weight: np.ndarray, target: Target) -> bool:
 
     Zero times an infinite weight would be NaN, so there must be none.
     """
-    x = next(v for v in node.inputs if v is not None and constant(v) is None)
     is_far = 4 * weight.size > target.l2_bytes
-    return is_far and has_zeros(x) and bool(np.isfinite(weight).all())
+    is_rectified = any(has_zeros(v) for v in node.inputs if v is not None and constant(v) is None)
+    return is_far and is_rectified and bool(np.isfinite(weight).all())
 
 
-def has_zeros(value: ir.Value | None) -> bool:
+def has_zeros(value: ir.Value) -> bool:
     """True of what lies behind a Relu or a threshold: for many inputs many values are zero."""
-    node = None if value is None else value.producer()
-    while is_op(node, *_KEEPS_ZEROS):
-        assert node is not None
-        if node.op_type == "Mul":
-            return any(map(has_zeros, node.inputs))
-        value = node.inputs[0]
-        node = None if value is None else value.producer()
-    if is_op(node, "Clip", "Max"):
-        assert node is not None
-        return any(scalar(v) == 0 for v in node.inputs[1:2] if v is not None)
-    if is_op(node, "Where"):
-        assert node is not None
-        return any(scalar(v) == 0 for v in node.inputs[1:] if v is not None)
-    return is_op(node, "Relu", "ThresholdedRelu", "Shrink")
+    seen: set[ir.Node] = set()
+    waiting: list[ir.Value | None] = [value]
+    while waiting:
+        one = waiting.pop()
+        node = None if one is None else one.producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        limits = {"Clip": node.inputs[1:2], "Max": node.inputs, "Where": node.inputs[1:]}
+        if is_op(node, "Relu", "ThresholdedRelu", "Shrink"):
+            return True
+        if is_op(node, *limits) and any(scalar(v) == 0 for v in limits[node.op_type]):
+            return True
+        if is_op(node, *_KEEPS_ZEROS):
+            waiting += node.inputs if node.op_type == "Mul" else node.inputs[:1]
+    return False

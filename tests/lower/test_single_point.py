@@ -9,8 +9,9 @@ from sparsegraph.targets.layout import blocked
 
 from sparsegraph import targets
 from sparsegraph.compile import Compiled, compile
-from sparsegraph.lower import choose, problem
+from sparsegraph.lower import choose, problem, trial
 from sparsegraph.lower.problem import Operands
+from sparsegraph.lower.single_point import has_zeros
 from tests.passes.check import parse, rng
 
 TARGET = targets.native()
@@ -183,6 +184,24 @@ def test_zeros_of_activations_are_skipped(activation: str) -> None:
 )
 def test_other_activations_are_read_whole(activation: str) -> None:
     assert "skips" not in behind(activation, np.ones((HIDDEN, N), np.float32))[1]
+
+
+def test_a_tree_of_factors_is_searched_once() -> None:
+    powers = "  ".join(f"p{i + 1} = Mul(p{i}, p{i})" for i in range(64))
+    text = f"g (float[2] x) => (float[2] y) {{ p0 = Abs(x)  {powers}  y = Identity(p64) }}"
+    assert not has_zeros(parse(text).graph.outputs[0].producer().inputs[0])
+
+
+@pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.parametrize("kept", [0.1, 1.0])
+def test_every_way_can_be_measured(images: int, kept: float) -> None:
+    """A trial has no graph behind it."""
+    weight = pruned(kept, 1)
+    x, y = (blocked(images, n, 1, 1, TARGET) for n in (COLUMNS, N))
+    operands = Operands(weight, x, y, None)
+    for choice in choose.candidates(problem.of(operands, TARGET), TARGET):
+        program = trial.lower(operands, choice, TARGET)
+        assert [s.kernel.name.split("_")[0] for s in program.steps] == ["gemv"]
 
 
 def test_small_weights_are_read_whole() -> None:
