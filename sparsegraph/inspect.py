@@ -305,17 +305,18 @@ def _grid(layer: Layer) -> tuple[tuple[float, ...], ...]:
 
 def gain(layer: Layer, density: float, target: Target) -> Choice | None:
     """What the model says of a layer at another density, None if its shape is unknown."""
-    case = operands(layer, target)
+    case = operands(layer, target, density)
     if case is None:
         return None
     other = replace(problem.of(case, target), density=density, shared=1)
     return _all_groups(choose(other, target), layer)
 
 
-def operands(layer: Layer, target: Target) -> Operands | None:
+def operands(layer: Layer, target: Target, density: float | None = None) -> Operands | None:
     """The product of a layer (of its first group) as lowering would lay it out.
 
-    Maps lie in planes where the layer reads neighbours. None if a shape is unknown.
+    At another `density` than its own few points may lie in another way. Maps lie in planes where
+    the layer reads neighbours. None if a shape is unknown.
     """
     x, y = static_shape(layer.data), static_shape(layer.node.outputs[0])
     if x is None or y is None or len(y) < 2:
@@ -326,7 +327,7 @@ def operands(layer: Layer, target: Target) -> Operands | None:
         images, points = split_points(y, len(y) - 1, together=True)
         if layer.weight_at == 0:
             images, points = int(np.prod(y[:-2])), y[-1]
-        elif images == 1 and suits(weight, points, target):
+        elif images == 1 and suits(weight, points, target, density):
             images, points = points, 1
         source = points
     else:

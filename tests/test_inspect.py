@@ -187,3 +187,14 @@ def test_impossible_shares(share: float) -> None:
 def test_unknown_target() -> None:
     with pytest.raises(UnsupportedError, match="z80"):
         inspect(load(perceptron(), {"batch": BATCH}), "z80")
+
+
+def test_few_points_become_a_tile_where_there_are_zeros() -> None:
+    """What another density would give is what it gives, although dense points lie in rows."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    (dense,), (pruned,) = (
+        inspected({"w": sparse((256, 1024), kept)}, [node], [4, 256], impose=0.9).layers
+        for kept in (1.0, 0.1)
+    )
+    assert dense.what_if_speedup == pytest.approx(pruned.speedup, rel=0.1)
+    assert dense.what_if_speedup > 1.5 * dense.speedup

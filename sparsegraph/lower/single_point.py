@@ -1,6 +1,7 @@
 """Products of values with one point per image: the classifier behind a global pool."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,18 +33,22 @@ _MOSTLY = 0.3  # non-zero; fewer are not worth asking the model about
 VECTORS = 4  # 128 bytes of weights for every activation on AVX2
 
 
-def suits(weight: np.ndarray, points: int, target: Target) -> bool:
+def suits(weight: np.ndarray, points: int, target: Target, density: float | None = None) -> bool:
     """True if a product of the last axis is best computed as one of single points.
 
     Several share the weights of a dense matrix; zeros are better left out for a tile of points.
+    `density` is that of the weight unless given.
     """
     if points == 1:
         return True
-    if points > MOST_IMAGES or np.count_nonzero(weight) <= _MOSTLY * weight.size:
+    kept = np.count_nonzero(weight) / max(1, weight.size) if density is None else density
+    if points > MOST_IMAGES or kept <= _MOSTLY:
         return False
     rows, columns = weight.shape
     x, y = (blocked(1, n, points, 1, target) for n in (columns, rows))
     tile = problem.of(problem.Operands(weight, x, y, None), target)
+    if density is not None:
+        tile = replace(tile, density=density, shared=1)
     x, y = (blocked(points, n, 1, 1, target) for n in (columns, rows))
     single = problem.of(problem.Operands(weight, x, y, None), target)
     dense = choose.dense(single, target)
