@@ -170,7 +170,7 @@ def test_a_table_of_a_model() -> None:
         assert losses[0] == pytest.approx(0, abs=1e-9)
         assert losses[-1] > 0
         assert ms == sorted(ms, reverse=True)
-    assert found.layers[2].options[0].macs == 8 * 48 * 48
+    assert found.layers[2].options[0].macs == 12 * 48 * 48
     assert found.layers[2].options[-1].n_bytes == pytest.approx(6 * 0.05 * 48 * 48)
 
 

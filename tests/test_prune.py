@@ -28,7 +28,7 @@ def correlated(n: int, columns: int, seed: int = SEED) -> np.ndarray:
     return x * generator.lognormal(sigma=0.7, size=columns)
 
 
-def encoder(tokens: int = 8, features: int = 48) -> ir.Model:
+def encoder(tokens: int = 12, features: int = 48) -> ir.Model:
     """A residual MLP: x + W2 relu(W1 x + b1) + b2, then a head whose bias is shared with b2."""
     generator = np.random.default_rng(SEED)
 
@@ -69,7 +69,7 @@ def encoder(tokens: int = 8, features: int = 48) -> ir.Model:
 
 def feeds(n: int = 40, seed: int = 1) -> list[dict[str, np.ndarray]]:
     """Rows of one distribution; `seed` chooses which of them."""
-    x = correlated(8 * 200, 48).astype(np.float32).reshape(200, 1, 8, 48)
+    x = correlated(12 * 200, 48).astype(np.float32).reshape(200, 1, 12, 48)
     chosen = np.random.default_rng(seed).permutation(200)
     return [{"x": x[i]} for i in chosen[:n]]
 

@@ -77,7 +77,7 @@ def test_results_stay_and_patches_go(density: float) -> None:
 
 
 def test_nothing_is_left_to_onnx_runtime_for_its_speed() -> None:
-    proto = zoo.build("gemm", m=3, k=24, n=24)
+    proto = zoo.build("gemm", m=12, k=24, n=24)
     assert compile(proto, check=False).manifest.segments[0].kind != "native"
     assert compile(proto, small=True, check=False).manifest.segments[0].kind == "native"
 

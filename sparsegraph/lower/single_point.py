@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsegraph.graph import constant, is_op, scalar
-from sparsegraph.lower import choose, cost, problem
+from sparsegraph.lower import choose, problem
 from sparsegraph.lower.builder import Builder, Stored
 from sparsegraph.lower.problem import Choice
 from sparsegraph.program import Arg, Scratch
@@ -29,7 +29,6 @@ _KEEPS_ZEROS = (
     "Cast", "Dropout", "Flatten", "Gather", "Identity", "MaxPool", "Mul", "Pow", "Reshape", "Slice",
     "Sqrt", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-_MOSTLY = 0.3  # non-zero; fewer are not worth asking the model about
 VECTORS = 4  # 128 bytes of weights for every activation on AVX2
 
 
@@ -39,20 +38,16 @@ def suits(weight: np.ndarray, points: int, target: Target, density: float | None
     Several share the weights of a dense matrix; zeros are better left out for a tile of points.
     `density` is that of the weight unless given.
     """
-    if points == 1:
-        return True
-    kept = np.count_nonzero(weight) / max(1, weight.size) if density is None else density
-    if points > MOST_IMAGES or kept <= _MOSTLY:
-        return False
-    rows, columns = weight.shape
-    x, y = (blocked(1, n, points, 1, target) for n in (columns, rows))
-    tile = problem.of(problem.Operands(weight, x, y, None), target)
-    if density is not None:
-        tile = replace(tile, density=density, shared=1)
-    x, y = (blocked(points, n, 1, 1, target) for n in (columns, rows))
-    single = problem.of(problem.Operands(weight, x, y, None), target)
-    dense = choose.dense(single, target)
-    return cost.ours_ms(single, dense, target) < choose.choose(tile, target).ms
+    if points == 1 or points > MOST_IMAGES:
+        return points == 1
+    ms = []
+    for images, of_image in ((points, 1), (1, points)):
+        layouts = [blocked(images, n, of_image, 1, target) for n in reversed(weight.shape)]
+        case = problem.of(problem.Operands(weight, layouts[0], layouts[1], None), target)
+        if density is not None:
+            case = replace(case, density=density, shared=1)
+        ms.append(choose.choose(case, target).ms)
+    return ms[0] < ms[1]
 
 
 def is_plain(region: "Region | None") -> bool:

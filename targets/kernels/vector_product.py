@@ -203,7 +203,9 @@ def add_column(
 ) -> None:
     """One column of a panel, from `start` on, times each value, in sums of `lanes` rows each."""
     at = bind(start)
-    loaded = [bind(load(weights, at + v * lanes, lanes)) for v in range(len(sums[0]))]
+    loaded = [load(weights, at + v * lanes, lanes) for v in range(len(sums[0]))]
+    if len(sums) > 1:  # one alone takes it from memory, without a register
+        loaded = [bind(one) for one in loaded]
     for cells, x in zip(sums, values):
         value = bind(splat(x, lanes))
         for cell, weight in zip(cells, loaded):

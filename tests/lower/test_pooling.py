@@ -114,10 +114,8 @@ RESIZES = [
     resize((1, 2, 9, 8), scales=[1, 1, 2, 3], opset=10, mode="linear"),
     resize((1, 2, 9, 8), scales=[1, 1, 2, 2], opset=9, mode="nearest"),
     resize((1, 2, 9, 8), scales=[1, 1, 2, 2], opset=9, mode="linear"),
-    resize((1, 2, 9, 8), scales=[1, 1, 2, 2], mode="cubic")._replace(is_native=False),
-    resize((1, 2, 9, 8), scales=[1, 1, 0.5, 0.5], mode="linear", antialias=1)._replace(
-        is_native=False
-    ),
+    resize((1, 2, 9, 8), scales=[1, 1, 2, 2], mode="cubic"),
+    resize((1, 2, 9, 8), scales=[1, 1, 0.5, 0.5], mode="linear", antialias=1),
     resize((1, 2, 9, 8), scales=[1, 2, 2, 2], mode="nearest")._replace(is_native=False),
     resize((1, 2, 9), scales=[1, 1, 2], mode="nearest")._replace(is_native=False),
 ]  # fmt: skip
