@@ -16,7 +16,7 @@ matrix is too large.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,11 +31,12 @@ from sparsegraph.graph import (
     integers,
     ints_attribute,
     is_op,
+    operand,
     opset_of,
     scalar,
     static_shape,
 )
-from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, decline
+from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, Rule, decline
 
 _MOST = 1 << 22  # elements of a matrix
 _OLDEST_RESIZE = 13  # opset: no region is asked for
@@ -58,33 +59,12 @@ class ExpandLinear(RewritePass):
         shapes = (static_shape(x), static_shape(node.outputs[0]))
         if any(shape is None or 0 in shape for shape in shapes):
             return decline(node, "its shape is not known")
-        reason = rule.obstacle(node)
+        reason = rule.obstacle(node, graph)
         return node if reason is None else decline(node, reason)
 
     def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:
         """The same as a product."""
         return [_RULES[found.op_type].expand(found, build)]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    obstacle: Callable[[ir.Node], str | None]
-    expand: Callable[[ir.Node, Builder], ir.Value]
-
-
-def _shapes(node: ir.Node) -> tuple[ir.Value, tuple[int, ...], tuple[int, ...]]:
-    """The operand, its shape and the result's."""
-    x = node.inputs[0]
-    shape, out = static_shape(x), static_shape(node.outputs[0])
-    assert x is not None
-    assert shape is not None
-    assert out is not None
-    return x, shape, out
-
-
-def _reshaped(build: Builder, x: ir.Value, shape: Sequence[int]) -> ir.Value:
-    sizes = build.constant(np.array(shape, np.int64), f"{build.hint}_sizes")
-    return build.op("Reshape", [x, sizes], like=x, shape=shape)
 
 
 def _transposed(build: Builder, x: ir.Value, perm: Sequence[int]) -> ir.Value:
@@ -106,8 +86,8 @@ def _has_kernel(node: ir.Node) -> bool:
     return mode != "cubic" and not (mode == "linear" and attribute(node, "antialias", 0))
 
 
-def _open_resize(node: ir.Node) -> str | None:
-    _, shape, out = _shapes(node)
+def _open_resize(node: ir.Node, _graph: ir.Graph) -> str | None:
+    _, shape, out = operand(node)
     if opset_of(node) < _OLDEST_RESIZE:
         return f"an opset before {_OLDEST_RESIZE}"
     if len(shape) != 4 or shape[:2] != out[:2]:
@@ -124,7 +104,7 @@ def _open_resize(node: ir.Node) -> str | None:
 
 def _resize(node: ir.Node, build: Builder) -> ir.Value:
     """Rows first or columns first, whichever leaves less to the second."""
-    x, shape, out = _shapes(node)
+    x, shape, out = operand(node)
     value = input_at(node, 2)
     scales = None if value is None else constant(value)
     axes = ints_attribute(node, "axes") or range(4)
@@ -157,13 +137,13 @@ def _of_unit_vectors(
         scales = np.array([1, 1, 1, scale], np.float32)
         operands = [eye, None, build.constant(scales, f"{build.hint}_scales")]
     made = build.op("Resize", operands, kept, like=eye, shape=(1, 1, n, out))
-    return _reshaped(build, made, (n, out))
+    return build.reshaped(made, (n, out))
 
 
 # ---------------------------------------------------------------- sums of patches
 
 
-def _open_col2im(node: ir.Node) -> str | None:
+def _open_col2im(node: ir.Node, _graph: ir.Graph) -> str | None:
     sizes = [integers(value) for value in node.inputs[1:3]]
     if any(size is None or len(size) != 2 for size in sizes):
         return "patches that are not of maps, or of computed sizes"
@@ -172,7 +152,7 @@ def _open_col2im(node: ir.Node) -> str | None:
 
 def _col2im(node: ir.Node, build: Builder) -> ir.Value:
     """A transposed convolution of each channel, by one-hot weights."""
-    x, (n, _, _), out = _shapes(node)
+    x, (n, _, _), out = operand(node)
     kernel = integers(node.inputs[2]) or ()
     stride, dilation = (ints_attribute(node, k) or (1, 1) for k in ("strides", "dilations"))
     pads = ints_attribute(node, "pads") or (0, 0, 0, 0)
@@ -185,17 +165,17 @@ def _col2im(node: ir.Node, build: Builder) -> ir.Value:
         "kernel_shape": kernel, "strides": stride, "dilations": dilation, "pads": pads,
         "output_padding": [r % s for r, s in zip(room, stride)],
     }  # fmt: skip
-    patches = _reshaped(build, x, (n * out[1], taps, *places))
+    patches = build.reshaped(x, (n * out[1], taps, *places))
     operands = [patches, build.constant(weight, f"{build.hint}_taps")]
     shape = (n * out[1], 1, *out[2:])
-    return _reshaped(build, build.op("ConvTranspose", operands, given, like=x, shape=shape), out)
+    return build.reshaped(build.op("ConvTranspose", operands, given, like=x, shape=shape), out)
 
 
 # ---------------------------------------------------------------- Fourier transforms
 
 
-def _open_dft(node: ir.Node) -> str | None:
-    _, shape, out = _shapes(node)
+def _open_dft(node: ir.Node, _graph: ir.Graph) -> str | None:
+    _, shape, out = operand(node)
     axis = _axis(node)
     if axis is None:
         return "its axis is computed"
@@ -209,7 +189,7 @@ def _open_dft(node: ir.Node) -> str | None:
 
 
 def _axis(node: ir.Node) -> int | None:
-    rank = len(_shapes(node)[1])
+    rank = len(operand(node)[1])
     if opset_of(node) < 20:  # an attribute until then
         return int_attribute(node, "axis", 1) % rank
     value = input_at(node, 2)
@@ -219,7 +199,7 @@ def _axis(node: ir.Node) -> int | None:
 
 def _dft(node: ir.Node, build: Builder) -> ir.Value:
     """The axis next to real and imaginary parts, and both as features of a product."""
-    x, shape, out = _shapes(node)
+    x, shape, out = operand(node)
     axis = _axis(node)
     assert axis is not None
     rank, n_parts = len(shape), shape[-1]
@@ -232,11 +212,11 @@ def _dft(node: ir.Node, build: Builder) -> ir.Value:
     weight = matrix.reshape(n_parts * shape[axis], 2 * out[axis])
     order = [a for a in range(rank - 1) if a != axis] + [axis, rank - 1]
     rest = [shape[a] for a in order[:-2]]
-    rows = _reshaped(build, _transposed(build, x, order), (math.prod(rest), len(weight)))
+    rows = build.reshaped(_transposed(build, x, order), (math.prod(rest), len(weight)))
     operands = [rows, build.constant(weight, f"{build.hint}_waves")]
     shape_of_product = (math.prod(rest), weight.shape[1])
     product = build.op("MatMul", operands, like=x, shape=shape_of_product)
-    parted = _reshaped(build, product, (*rest, out[axis], 2))
+    parted = build.reshaped(product, (*rest, out[axis], 2))
     return _transposed(build, parted, [order.index(a) for a in range(rank)])
 
 
@@ -249,8 +229,8 @@ def _spectrum(n: int, n_out: int, length: int, is_inverse: bool) -> np.ndarray:
     return np.asarray(np.array(parts, np.float32).transpose(2, 0, 3, 1))
 
 
-def _open_stft(node: ir.Node) -> str | None:
-    _, shape, out = _shapes(node)
+def _open_stft(node: ir.Node, _graph: ir.Graph) -> str | None:
+    _, shape, out = operand(node)
     if len(shape) == 3 and shape[2] != 1:
         return "spectra of complex numbers"
     window = _window(node)
@@ -273,21 +253,21 @@ def _window(node: ir.Node) -> np.ndarray | None:
 
 def _stft(node: ir.Node, build: Builder) -> ir.Value:
     """A convolution of the signal by the waves of a frame."""
-    x, shape, (n, frames, bins, _) = _shapes(node)
+    x, shape, (n, frames, bins, _) = operand(node)
     window, step = _window(node), int(scalar(node.inputs[1]) or 1)
     assert window is not None
     length = len(window)
     waves = _spectrum(length, bins, length, False)[:, 0] * window[:, None, None]
     weight = np.ascontiguousarray(waves.reshape(length, 2 * bins).T[:, None], np.float32)
-    signal = _reshaped(build, x, (n, 1, shape[1]))
+    signal = build.reshaped(x, (n, 1, shape[1]))
     operands = [signal, build.constant(weight, f"{build.hint}_waves")]
     spectra = build.op("Conv", operands, {"strides": [step]}, like=x, shape=(n, 2 * bins, frames))
-    return _reshaped(build, _transposed(build, spectra, (0, 2, 1)), (n, frames, bins, 2))
+    return build.reshaped(_transposed(build, spectra, (0, 2, 1)), (n, frames, bins, 2))
 
 
-_RULES: Mapping[str, _Rule] = {
-    "Resize": _Rule(_open_resize, _resize),
-    "Col2Im": _Rule(_open_col2im, _col2im),
-    "DFT": _Rule(_open_dft, _dft),
-    "STFT": _Rule(_open_stft, _stft),
+_RULES: Mapping[str, Rule] = {
+    "Resize": Rule(_open_resize, _resize),
+    "Col2Im": Rule(_open_col2im, _col2im),
+    "DFT": Rule(_open_dft, _dft),
+    "STFT": Rule(_open_stft, _stft),
 }

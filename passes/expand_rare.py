@@ -16,7 +16,7 @@ their own, what is scattered is added, or IsInf looks for neither sign or stands
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ from sparsegraph.graph import (
     scalar,
     static_shape,
 )
-from sparsegraph.rewrite import Builder, Decline, RewritePass, decline
+from sparsegraph.rewrite import Builder, Decline, RewritePass, Rule, decline
 
 _COMPARES_FLOATS = 11  # opset of Equal
 _SUMS_AXES_GIVEN = 13  # opset of ReduceSum
@@ -58,12 +58,6 @@ class ExpandRare(RewritePass):
     def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:
         """The same in other operators."""
         return [_RULES[found.op_type].expand(found, build)]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    obstacle: Callable[[ir.Node, ir.Graph], str | None]
-    expand: Callable[[ir.Node, Builder], ir.Value]
 
 
 # ---------------------------------------------------------------- triangles
@@ -133,7 +127,7 @@ def _gather(node: ir.Node, build: Builder) -> ir.Value:
         at = _computed_places(indices, shape[:n], build)
     if n > 1:
         joined = (math.prod(shape[:n]), *shape[n:])
-        x = build.op("Reshape", [x, _sizes(joined, build)], like=x, shape=joined)
+        x = build.reshaped(x, joined)
     return build.op("Gather", [x, at], {"axis": 0}, like=x, shape=(*lead, *shape[n:]))
 
 
@@ -157,7 +151,7 @@ def _flat(indices: np.ndarray, extents: Sequence[int]) -> np.ndarray:
 def _computed_places(indices: ir.Value, extents: Sequence[int], build: Builder) -> ir.Value:
     lead = (static_shape(indices) or ())[:-1]
     if len(extents) == 1:
-        return build.op("Reshape", [indices, _sizes(lead, build)], like=indices, shape=lead)
+        return build.reshaped(indices, lead)
     zero = build.constant(np.zeros((), np.int64), f"{build.hint}_zero")
     below = build.op("Less", [indices, zero], like=indices)
     below.type = ir.TensorType(ir.DataType.BOOL)
@@ -198,13 +192,11 @@ def _scatter(node: ir.Node, build: Builder) -> ir.Value:
     parts = []
     for value, size in ((x, n_rows), (updates, at.size)):
         sizes = (size, *rest)
-        is_so = static_shape(value) == sizes
-        given = [value, _sizes(sizes, build)]
-        parts.append(value if is_so else build.op("Reshape", given, like=x, shape=sizes))
+        parts.append(value if static_shape(value) == sizes else build.reshaped(value, sizes))
     joined = build.op("Concat", parts, {"axis": 0}, like=x, shape=(n_rows + at.size, *rest))
     table = build.constant(rows, f"{build.hint}_rows", indices)
     picked = build.op("Gather", [joined, table], {"axis": 0}, like=x, shape=(n_rows, *rest))
-    return build.op("Reshape", [picked, _sizes(shape, build)], like=x, shape=shape)
+    return build.reshaped(picked, shape)
 
 
 # ---------------------------------------------------------------- infinities
@@ -234,9 +226,9 @@ def _signs(node: ir.Node) -> tuple[bool, bool]:
     return bool(negative), bool(positive)
 
 
-_RULES: Mapping[str, _Rule] = {
-    "Trilu": _Rule(_open_triangle, _triangle),
-    "GatherND": _Rule(_open_gather, _gather),
-    "ScatterND": _Rule(_open_scatter, _scatter),
-    "IsInf": _Rule(_open_infinity, _infinity),
+_RULES: Mapping[str, Rule] = {
+    "Trilu": Rule(_open_triangle, _triangle),
+    "GatherND": Rule(_open_gather, _gather),
+    "ScatterND": Rule(_open_scatter, _scatter),
+    "IsInf": Rule(_open_infinity, _infinity),
 }

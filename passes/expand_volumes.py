@@ -32,9 +32,10 @@ from sparsegraph.graph import (
     ints_attribute,
     is_op,
     is_used,
+    operand,
     static_shape,
 )
-from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, decline
+from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, Rule, decline
 
 _RANK = 5
 _OLDEST = 13  # opset: Pad and Slice with inputs, Resize without a region
@@ -57,33 +58,12 @@ class ExpandVolumes(RewritePass):
             return decline(node, "its shape is not known")
         if graph.opset_imports.get("", 0) < _OLDEST:
             return decline(node, f"an opset before {_OLDEST}")
-        reason = rule.obstacle(node)
+        reason = rule.obstacle(node, graph)
         return node if reason is None else decline(node, reason)
 
     def rewrite(self, found: ir.Node, build: Builder) -> Sequence[ir.Value]:
         """The same over maps."""
         return [_RULES[found.op_type].expand(found, build)]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    obstacle: Callable[[ir.Node], str | None]
-    expand: Callable[[ir.Node, Builder], ir.Value]
-
-
-def _shapes(node: ir.Node) -> tuple[ir.Value, tuple[int, ...], tuple[int, ...]]:
-    """The first operand, its shape and the result's."""
-    x = node.inputs[0]
-    shape, out = static_shape(x), static_shape(node.outputs[0])
-    assert x is not None
-    assert shape is not None
-    assert out is not None
-    return x, shape, out
-
-
-def _reshaped(build: Builder, x: ir.Value, shape: Sequence[int]) -> ir.Value:
-    sizes = build.constant(np.array(shape, np.int64), f"{build.hint}_sizes")
-    return build.op("Reshape", [x, sizes], like=x, shape=shape)
 
 
 def _in_two_steps(
@@ -95,17 +75,17 @@ def _in_two_steps(
 
     `step` makes the operator over some of the three axes, given the shape of its result.
     """
-    x, (n, c, d, h, w), (_, _, out_d, out_h, out_w) = _shapes(node)
-    x = step(_reshaped(build, x, (n, c * d, h, w)), _MAPS, (n, c * d, out_h, out_w))
+    x, (n, c, d, h, w), (_, _, out_d, out_h, out_w) = operand(node)
+    x = step(build.reshaped(x, (n, c * d, h, w)), _MAPS, (n, c * d, out_h, out_w))
     points = out_h * out_w
-    x = step(_reshaped(build, x, (n, c, d, points)), _DEPTH, (n, c, out_d, points))
-    return _reshaped(build, x, (n, c, out_d, out_h, out_w))
+    x = step(build.reshaped(x, (n, c, d, points)), _DEPTH, (n, c, out_d, points))
+    return build.reshaped(x, (n, c, out_d, out_h, out_w))
 
 
 # ---------------------------------------------------------------- pools
 
 
-def _open_pool(node: ir.Node) -> str | None:
+def _open_pool(node: ir.Node, _graph: ir.Graph) -> str | None:
     return "the indices of the maxima are read" if any(map(is_used, node.outputs[1:])) else None
 
 
@@ -146,8 +126,8 @@ def _window(node: ir.Node, axes: Sequence[int]) -> dict[str, list[int]]:
 # ---------------------------------------------------------------- resizes
 
 
-def _open_resize(node: ir.Node) -> str | None:
-    _, shape, out = _shapes(node)
+def _open_resize(node: ir.Node, _graph: ir.Graph) -> str | None:
+    _, shape, out = operand(node)
     if shape[:2] != out[:2]:
         return f"a resize of {shape} to {out}; images and channels must stay"
     if attribute(node, "mode", "nearest") not in ("nearest", "linear"):
@@ -195,8 +175,8 @@ def _is_full(node: ir.Node) -> bool:
     return shape is None or shape[1] != 1 or int_attribute(node, "group", 1) == 1
 
 
-def _open_depthwise(node: ir.Node) -> str | None:
-    _, shape, out = _shapes(node)
+def _open_depthwise(node: ir.Node, _graph: ir.Graph) -> str | None:
+    _, shape, out = operand(node)
     bias = input_at(node, 2)
     if constant(node.inputs[1]) is None or (bias is not None and constant(bias) is None):
         return "weight or bias is not constant"
@@ -208,14 +188,14 @@ def _open_depthwise(node: ir.Node) -> str | None:
 
 def _depthwise(node: ir.Node, build: Builder) -> ir.Value:
     """One convolution of maps per tap along the depth, on the maps that it meets."""
-    x, (n, c, _, h, w), (_, _, d, out_h, out_w) = _shapes(node)
+    x, (n, c, _, h, w), (_, _, d, out_h, out_w) = operand(node)
     weight, bias = constant(node.inputs[1]), input_at(node, 2)
     assert weight is not None
     taps = [t for t in range(weight.shape[2]) if weight[:, :, t].any()] or [0]
     volume = _padded(node, build, x)
     total = None
     for tap in taps:
-        maps = _reshaped(build, _met(node, build, volume, tap, d), (n, c * d, h, w))
+        maps = build.reshaped(_met(node, build, volume, tap, d), (n, c * d, h, w))
         inputs = [maps, _repeated(build, weight[:, :, tap], d, node.inputs[1])]
         if tap == taps[-1] and bias is not None:
             inputs.append(_repeated(build, constant(bias), d, bias))
@@ -225,7 +205,7 @@ def _depthwise(node: ir.Node, build: Builder) -> ir.Value:
         term = build.op("Conv", inputs, given, like=node.outputs[0], shape=shape)
         total = term if total is None else build.op("Add", [total, term], like=term)
     assert total is not None
-    return _reshaped(build, total, (n, c, d, out_h, out_w))
+    return build.reshaped(total, (n, c, d, out_h, out_w))
 
 
 def _repeated(
@@ -261,14 +241,14 @@ def _met(node: ir.Node, build: Builder, x: ir.Value, tap: int, n_maps: int) -> i
 # ---------------------------------------------------------------- transposed convolutions
 
 
-def _open_transposed(node: ir.Node) -> str | None:
+def _open_transposed(node: ir.Node, _graph: ir.Graph) -> str | None:
     weight, bias = constant(node.inputs[1]), input_at(node, 2)
     if weight is None or (bias is not None and constant(bias) is None):
         return "weight or bias is not constant"
     if int_attribute(node, "group", 1) != 1:
         return "groups"
     strides = ints_attribute(node, "strides") or (1, 1, 1)
-    _, shape, out = _shapes(node)
+    _, shape, out = operand(node)
     is_apart = tuple(n * s for n, s in zip(shape[2:], strides)) == out[2:]
     if (
         weight.shape[2:] != tuple(strides)
@@ -281,7 +261,7 @@ def _open_transposed(node: ir.Node) -> str | None:
 
 def _transposed(node: ir.Node, build: Builder) -> ir.Value:
     """Every tap is a feature of its own, whose volumes are then interleaved."""
-    x, (n, _, d, h, w), out = _shapes(node)
+    x, (n, _, d, h, w), out = operand(node)
     weight, bias = constant(node.inputs[1]), input_at(node, 2)
     assert weight is not None
     inputs, features, taps = weight.shape[0], weight.shape[1], weight.shape[2:]
@@ -291,22 +271,22 @@ def _transposed(node: ir.Node, build: Builder) -> ir.Value:
     if bias is not None:
         operands.append(_repeated(build, constant(bias), math.prod(taps), bias))
     made = build.op("Conv", operands, like=node.outputs[0], shape=(n, rows, d, h, w))
-    parted = _reshaped(build, made, (n, features, *taps, d, h, w))
+    parted = build.reshaped(made, (n, features, *taps, d, h, w))
     order = (0, 1, 5, 2, 6, 3, 7, 4)
     shape = [(n, features, *taps, d, h, w)[axis] for axis in order]
     apart = build.op("Transpose", [parted], {"perm": order}, like=made, shape=shape)
-    return _reshaped(build, apart, out)
+    return build.reshaped(apart, out)
 
 
 _USUAL: Mapping[str, Attribute] = {
     "antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch",
 }  # fmt: skip
-_POOL = _Rule(_open_pool, _pool)
-_DEPTHWISE = _Rule(_open_depthwise, _depthwise)
-_RULES: Mapping[str, _Rule] = {
+_POOL = Rule(_open_pool, _pool)
+_DEPTHWISE = Rule(_open_depthwise, _depthwise)
+_RULES: Mapping[str, Rule] = {
     "MaxPool": _POOL,
     "AveragePool": _POOL,
-    "Resize": _Rule(_open_resize, _resize),
+    "Resize": Rule(_open_resize, _resize),
     "Conv": _DEPTHWISE,
-    "ConvTranspose": _Rule(_open_transposed, _transposed),
+    "ConvTranspose": Rule(_open_transposed, _transposed),
 }

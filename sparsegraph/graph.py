@@ -69,6 +69,16 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return known if len(known) == len(dims) else None
 
 
+def operand(node: ir.Node) -> tuple[ir.Value, tuple[int, ...], tuple[int, ...]]:
+    """The first operand of a node, its shape and that of the first result, which are known."""
+    x = node.inputs[0]
+    shape, out = static_shape(x), static_shape(node.outputs[0])
+    assert x is not None
+    assert shape is not None
+    assert out is not None
+    return x, shape, out
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """True for an initializer that a caller cannot override."""
     return value is not None and value.const_value is not None and not value.is_graph_input()

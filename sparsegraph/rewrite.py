@@ -7,7 +7,7 @@ one, keeps the names of graph inputs and outputs, lets the replacement take over
 name, records provenance, removes what became unused and repeats until nothing applies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -122,6 +122,11 @@ class Builder:
         size = self.constant(np.array(shape, np.int64), f"{self.hint}_shape")
         return self.op("Expand", [value, size], like=value, shape=shape)
 
+    def reshaped(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """A Reshape of the value to `shape`."""
+        sizes = self.constant(np.array(shape, np.int64), f"{self.hint}_sizes")
+        return self.op("Reshape", [value, sizes], like=value, shape=shape)
+
     def unique(self, name: str) -> str:
         """The name, or the name with a number when it is taken."""
         candidate, n = name, 1
@@ -130,6 +135,14 @@ class Builder:
             candidate = f"{name}_{n}"
         self.names.add(candidate)
         return candidate
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a pass treats one operator: why it declines a node, if so, and what else computes it."""
+
+    obstacle: Callable[[ir.Node, ir.Graph], str | None]
+    expand: Callable[[ir.Node, Builder], ir.Value]
 
 
 def origin(value: ir.Value) -> list[str]:
