@@ -6,7 +6,7 @@
 What `architectures.toml` lists is built with random weights, of which `--density` are kept: a check
 of capture, passes, plan and kernels on graphs that nobody here wrote, not of speed or accuracy. The
 libraries are not installed with sparsegraph: `pip install timm torchvision transformers`; what is
-missing is left out, and said. All of it takes half an hour.
+missing is left out, and said. All of it takes about an hour.
 
 Exit codes: 0 all right, 1 something was refused or wrong, 2 wrong usage.
 """
