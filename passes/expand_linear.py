@@ -34,6 +34,8 @@ from sparsegraph.graph import (
     operand,
     opset_of,
     scalar,
+    scales_input,
+    scales_of,
     static_shape,
 )
 from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, Rule, decline
@@ -96,7 +98,7 @@ def _open_resize(node: ir.Node, _graph: ir.Graph) -> str | None:
         return "keep_aspect_ratio_policy"
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         return "a region"
-    given = input_at(node, 2)
+    given = scales_input(node)
     if given is not None and constant(given) is None:
         return "its scales are computed"
     return _too_large(max(a * b for a, b in zip(shape[2:], out[2:])))
@@ -105,13 +107,10 @@ def _open_resize(node: ir.Node, _graph: ir.Graph) -> str | None:
 def _resize(node: ir.Node, build: Builder) -> ir.Value:
     """Rows first or columns first, whichever leaves less to the second."""
     x, shape, out = operand(node)
-    value = input_at(node, 2)
-    scales = None if value is None else constant(value)
-    axes = ints_attribute(node, "axes") or range(4)
-    by_axis = dict(zip(axes, scales)) if scales is not None else {}
+    scales = scales_of(node, len(shape))
     steps = sorted((out[axis] / shape[axis], axis) for axis in (2, 3))
     for _, axis in steps:
-        scale = float(by_axis.get(axis, 1.0)) if by_axis else None
+        scale = None if scales is None else scales[axis]
         if scale == 1 or (scale is None and shape[axis] == out[axis]):
             continue
         now = list(static_shape(x) or ())

@@ -33,6 +33,8 @@ from sparsegraph.graph import (
     is_op,
     is_used,
     operand,
+    scales_input,
+    scales_of,
     static_shape,
 )
 from sparsegraph.rewrite import Attribute, Builder, Decline, RewritePass, Rule, decline
@@ -51,8 +53,10 @@ class ExpandVolumes(RewritePass):
     def match(self, node: ir.Node, graph: ir.Graph) -> ir.Node | Decline | None:
         """A node over three axes that has a rule."""
         rule = _RULES.get(node.op_type) if is_op(node, *_RULES) else None
-        x, out = (static_shape(v) for v in (node.inputs[0], node.outputs[0])) if rule else ((), ())
-        if rule is None or x is None or len(x) != _RANK or (rule is _DEPTHWISE and _is_full(node)):
+        if rule is None or (rule is _DEPTHWISE and not _is_depthwise(node)):
+            return None
+        x, out = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+        if x is None or len(x) != _RANK:
             return None
         if out is None or 0 in (*x, *out):
             return decline(node, "its shape is not known")
@@ -137,27 +141,23 @@ def _open_resize(node: ir.Node, _graph: ir.Graph) -> str | None:
             return f"{name} {attribute(node, name)}"
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         return "a region"
-    given = input_at(node, 2)
+    given = scales_input(node)
     return "its scales are computed" if given is not None and constant(given) is None else None
 
 
 def _resize(node: ir.Node, build: Builder) -> ir.Value:
     """By scales where they were given, since they may not be quotients of the sizes."""
-    value = input_at(node, 2)
-    scales = None if value is None else constant(value)
-    by_scale = scales is not None and scales.size > 0
+    scales = scales_of(node, _RANK)
     names = ("mode", "coordinate_transformation_mode", "nearest_mode")
     kept = {n: v for n in names if isinstance(v := attribute(node, n), str)}
-    given = ints_attribute(node, "axes") or range(_RANK)
-    by_axis = dict(zip(given, scales)) if by_scale and scales is not None else {}
 
     def step(x: ir.Value, axes: Sequence[int], shape: Sequence[int]) -> ir.Value:
-        if not by_scale:
+        if scales is None:
             if tuple(shape) == static_shape(x):
                 return x
             sizes = build.constant(np.array(shape, np.int64), f"{build.hint}_sizes")
             return build.op("Resize", [x, None, None, sizes], kept, like=x, shape=shape)
-        wanted = [1.0, 1.0, *(float(by_axis.get(a + 2, 1.0)) for a in axes), 1.0][:4]
+        wanted = [1.0, 1.0, *(scales[a + 2] for a in axes), 1.0][:4]
         if set(wanted) == {1.0}:
             return x
         factors = build.constant(np.array(wanted, np.float32), f"{build.hint}_scales")
@@ -169,10 +169,9 @@ def _resize(node: ir.Node, build: Builder) -> ir.Value:
 # ---------------------------------------------------------------- depthwise convolutions
 
 
-def _is_full(node: ir.Node) -> bool:
-    """True unless a convolution is depthwise."""
+def _is_depthwise(node: ir.Node) -> bool:
     shape = static_shape(node.inputs[1])
-    return shape is None or shape[1] != 1 or int_attribute(node, "group", 1) == 1
+    return shape is not None and shape[1] == 1 and int_attribute(node, "group", 1) > 1
 
 
 def _open_depthwise(node: ir.Node, _graph: ir.Graph) -> str | None:

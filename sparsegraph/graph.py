@@ -6,6 +6,7 @@ run-time data (NonZero and what follows) has no shape, and every question about 
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -275,6 +276,23 @@ def fill_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value.name in known:
                 value.shape, value.type = known[value.name]
+
+
+def scales_input(node: ir.Node) -> ir.Value | None:
+    """The scales of a Resize or Upsample; an attribute before opset 9."""
+    return input_at(node, 1 if node.op_type == "Upsample" or opset_of(node) < 11 else 2)
+
+
+def scales_of(node: ir.Node, rank: int) -> list[float] | None:
+    """The constant scale of every axis of a Resize or Upsample; None where sizes are given."""
+    given: Any = attribute(node, "scales") if opset_of(node) < 9 else None
+    if given is None:
+        given = constant(scales_input(node))
+    if given is None or not len(given):
+        return None
+    axes = ints_attribute(node, "axes") or range(rank)
+    by_axis = {axis % rank: float(scale) for axis, scale in zip(axes, given)}
+    return [by_axis.get(axis, 1.0) for axis in range(rank)]
 
 
 def opset_of(node: ir.Node) -> int:

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsegraph.graph import attribute, constant, input_at, ints_attribute, opset_of
+from sparsegraph.graph import attribute, constant, opset_of, scales_input, scales_of
 from sparsegraph.lower.builder import Builder, Declined, shape_of
 from sparsegraph.program import Arg, Scratch
 from sparsegraph.targets.kernels.resize import Resize, blend_rows, neighbours
@@ -73,20 +72,11 @@ def _check(node: ir.Node, shape: Sequence[int], out: Sequence[int], mode: str) -
 
 def _scales(node: ir.Node, shape: Sequence[int], out: Sequence[int]) -> list[float]:
     """Scale of every axis in single precision, as ONNX Runtime computes with it."""
-    where = 1 if node.op_type == "Upsample" or opset_of(node) < 11 else 2
-    given: Any = attribute(node, "scales") if opset_of(node) < 9 else None
-    value = input_at(node, where)
-    if given is None and value is not None:
-        array = constant(value)
-        if array is None:
-            raise Declined("the scales are not constant")
-        given = [float(v) for v in array.ravel()]
-    if given:
-        axes = ints_attribute(node, "axes") or range(len(shape))
-        by_axis = {a % len(shape): g for a, g in zip(axes, given)}
-        scales = [float(by_axis.get(i, 1.0)) for i in range(len(shape))]
-    else:
-        scales = [float(np.float32(o) / np.float32(d)) for o, d in zip(out, shape)]
+    value = scales_input(node)
+    if value is not None and constant(value) is None:
+        raise Declined("the scales are not constant")
+    given = scales_of(node, len(shape))
+    scales = given or [float(np.float32(o) / np.float32(d)) for o, d in zip(out, shape)]
     for d, o, s in zip(shape, out, scales):
         if math.floor(np.float32(d) * np.float32(s)) != o and given:
             raise Declined(f"scale {s} does not make {o} of {d}")

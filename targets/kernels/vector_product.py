@@ -127,12 +127,11 @@ class _Emitter:
         turns = [
             [[Cell("float32", lanes) for _ in vectors] for _ in images] for _ in range(n_turns)
         ]
-        for sums in turns:
+        for i, sums in enumerate(turns):
             for of_image in sums:
                 for v, cell in enumerate(of_image):
-                    is_first = sums is turns[0]
-                    bias = load(a["bias"], row + v * lanes, lanes) if is_first else None
-                    cell.set(splat(const(0.0), lanes) if bias is None else bias)
+                    zeros = splat(const(0.0), lanes)
+                    cell.set(zeros if i else load(a["bias"], row + v * lanes, lanes))
         n, column = self.columns()
         rounds = bind(emit.divide(n, n_turns))
         with loop(0, rounds) as step:
@@ -141,13 +140,7 @@ class _Emitter:
         if n_turns > 1:
             with when(rounds * n_turns < n):
                 self.column(turns[0], weights, column(rounds * n_turns))
-        totals = [[cell.get() for cell in of_image] for of_image in turns[0]]
-        for sums in turns[1:]:
-            totals = [
-                [bind(total + cell.get()) for total, cell in zip(*both)]
-                for both in zip(totals, sums)
-            ]
-        return totals
+        return [[add_all(cells) for cells in zip(*of_image)] for of_image in zip(*turns)]
 
     def columns(self) -> tuple[Expr, Callable[[Expr], Expr]]:
         """How many columns are read, and the i-th of them."""
@@ -196,6 +189,11 @@ class _Emitter:
         for i in range(self.spec.width):
             with when(row + i < self.a["rows"]):
                 put(i, emit.shuffle([value], [i]) if self.spec.width > 1 else value)
+
+
+def add_all(cells: Sequence[Cell]) -> Expr:
+    first, *more = (cell.get() for cell in cells)
+    return bind(sum(more, first))
 
 
 def add_column(

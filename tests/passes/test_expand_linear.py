@@ -22,6 +22,7 @@ RESIZES = [
     ('mode="cubic",antialias=1', [1, 1, 0.5, 0.4], "2,3,3,2"),
     ('mode="linear",antialias=1', [1, 1, 0.5, 0.7], "2,3,3,4"),
     ('mode="linear",antialias=1,axes=[3]', [0.5], "2,3,6,3"),
+    ('mode="cubic",axes=[-1,-2]', [2, 1.5], "2,3,9,14"),
     ('mode="cubic"', [1, 1, 1.1, 1], "2,3,6,7"),
 ]
 

@@ -60,6 +60,7 @@ def test_pools_that_stay() -> None:
         ('mode="linear"', "x, , scales", {"scales": [1, 1, 1, 3, 1.5]}, "2,3,3,12,7", 1),
         ('mode="linear"', "x, , scales", {"scales": [1, 1, 1.3, 1, 1]}, "2,3,3,4,5", 1),
         ('mode="linear",axes=[2,4]', "x, , scales", {"scales": [2, 2]}, "2,3,6,4,10", 2),
+        ('mode="linear",axes=[-1,-3]', "x, , scales", {"scales": [3, 2]}, "2,3,6,4,15", 2),
         ('mode="linear",coordinate_transformation_mode="align_corners"', "x, , , sizes",
          {"sizes": [2, 3, 7, 4, 9]}, "2,3,7,4,9", 2),
         ('mode="nearest",coordinate_transformation_mode="asymmetric",nearest_mode="floor"',
