@@ -539,6 +539,9 @@ class _Quads:
         self.is_wide = (
             self.lanes % QUAD == 0 and not emitter.scalar_factors and emitter.spec.group < ALIKE
         )
+        if not emitter.spec.narrow:
+            self.word = Cell("int64")
+            self.load_columns()
         if self.is_wide:
             self.quad = Cell("float32", self.lanes)
             self.load_values()
@@ -548,23 +551,22 @@ class _Quads:
         at = bind(self.column.get())
         self.column.set(at + 1)
         if self.e.spec.far and self.e.prefetches:
-            for panel, row in self._places(at + QUADS_AHEAD):
+            for panel, row in self._places(self._indices(at + QUADS_AHEAD)):
                 row = bind(row)
                 for point in range(0, self.e.spec.block, LINE):
                     emit.prefetch(panel, row + point, is_written=False)
-        return self._places(at)
+        return self._places(self._indices(at, ahead=True))
 
-    def _places(self, quad: Expr) -> list[_Place]:
-        parts = self._indices(quad)
+    def _places(self, parts: list[Expr]) -> list[_Place]:
         if self.e.spec.near and self.e.spec.unit == BYTES:
             return [(emit.moved(self.memory, k), const(0, "int32")) for k in parts]
         return [(self.e.panel, self.panel + k * self.step) for k in parts]
 
-    def _indices(self, quad: Expr) -> list[Expr]:
+    def _indices(self, quad: Expr, ahead: bool = False) -> list[Expr]:
         index = self.e.a["column_index"]
         if self.e.spec.narrow:
             return [self.e.wide(load(index, quad * QUAD + i)) for i in range(QUAD)]
-        word = bind(load(index, quad))
+        word = bind(self.word.get() if ahead else load(index, quad))
         mask = const(0xFFFF, "int64")
         return [self.e.wide((word >> const(16 * i, "int64")) & mask) for i in range(QUAD)]
 
@@ -583,8 +585,13 @@ class _Quads:
     def advance(self) -> None:
         """Go on to the next four values."""
         self.value.set(self.value.get() + QUAD)
+        self.load_columns()
         if self.is_wide:
             self.load_values()
+
+    def load_columns(self) -> None:
+        if not self.e.spec.narrow:
+            self.word.set(load(self.e.a["column_index"], self.column.get()))
 
     def load_values(self) -> None:
         values, start = self.e.a["values"], bind(self.value.get())
