@@ -38,6 +38,7 @@ ROUNDS, BLOCK_MS = 5, 4.0
 BAR = 0.15  # median absolute relative error on layers that the fit never saw
 NOISE_NS = 1000.0  # errors are relative to the time and this much: short calls weigh less
 ORT = "onnxruntime"
+_CALLS = ("winograd_input", "dense", "winograd_output")  # of Winograd's method, in their order
 
 Record = dict[str, Any]
 
@@ -53,7 +54,9 @@ def measure_layer(
         head = {"layer": layer.name, "problem": dataclasses.asdict(problem.of(operands, target))}
         for choice, ms in zip(choices, times):
             way = {name: getattr(choice, name) for name in ("weight", "group", "split", "tile")}
-            yield {**head, "choice": way, "ms": [round(t, 6) for t in ms]}
+            n = len(_CALLS) if choice.patch else 1
+            calls = [round(sum(ms[i::n]), 6) for i in range(n)]  # of all strips of a map
+            yield {**head, "choice": way, "ms": calls}
         if others:
             (ours,), (empty,) = times[-2:]
             yield {**head, "choice": None, "ms": [round(max(ours - empty, 1e-6), 6)]}
@@ -121,8 +124,7 @@ def samples(records: Sequence[Record], target: Target) -> dict[str, list[tuple[s
 
 
 def _call_order(part: tuple[str, Any]) -> int:
-    """Winograd's calls are input, products, output."""
-    return ["winograd_input", "dense", "coded", "vector", "slots", "winograd_output"].index(part[0])
+    return _CALLS.index(part[0]) if part[0] in _CALLS else 0
 
 
 def fit(records: Sequence[Record], target: Target, start: cost.Prices | None = None) -> cost.Prices:

@@ -32,8 +32,8 @@ _PROFILED_RUNS = 7
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One kernel call. `dense_ms` is ONNX Runtime's time for the same nodes, None if it has none
-    under their names (it fuses too)."""
+    """A kernel's calls for some nodes. `dense_ms` is ONNX Runtime's time for these, None if it has
+    none under their names (it fuses too)."""
 
     nodes: tuple[str, ...]
     kernel: str
@@ -166,17 +166,19 @@ def prepare(
 def _layer_times(
     session: InferenceSession, model: ir.Model, feed: Feed, threads: int
 ) -> list[LayerTime]:
-    """Median time of every step, beside ONNX Runtime's for the nodes that it computes."""
+    """Median times of every kernel's calls, beside ONNX Runtime's for the nodes of these."""
     runs = [session.profile(feed) for _ in range(_PROFILED_RUNS)]
     dense = dense_node_ms(model, feed, threads)
-    rows = []
+    rows: dict[tuple[Any, ...], LayerTime] = {}
     for steps in zip(*runs):
         step = steps[0]
         known = [dense[node] for node in step.nodes if node in dense]
         ours = statistics.median(s.seconds for s in steps) * 1e3
         dense_ms = sum(known) if known else None
-        rows.append(LayerTime(step.nodes, step.kernel, step.detail, ours, dense_ms))
-    return rows
+        key = (step.nodes, step.kernel, step.detail)
+        ours += rows[key].ours_ms if key in rows else 0.0  # a strip of the same map
+        rows[key] = LayerTime(*key, ours, dense_ms)
+    return list(rows.values())
 
 
 def dense_node_ms(model: ir.Model, feed: Feed, threads: int = 1) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,10 +201,14 @@ def _layers(manifest: Mapping[str, Any], found: Inspection | None, timed: Bench 
 
 
 def _calls(manifest: Mapping[str, Any], timed: Bench | None) -> dict[str, LayerTime]:
-    """The timed call of each layer of the plan."""
+    """The timed calls of each layer of the plan, as the last of them, which names most nodes."""
     wanted = {layer["node"] for layer in manifest["layers"]}
-    rows = timed.layers if timed is not None else ()
-    return {node: row for row in rows for node in row.nodes if node in wanted}
+    calls: dict[str, LayerTime] = {}
+    for row in timed.layers if timed is not None else ():
+        for node in wanted & set(row.nodes):
+            before = calls[node].ours_ms if node in calls else 0.0
+            calls[node] = replace(row, ours_ms=before + row.ours_ms)
+    return calls
 
 
 def _kernel(manifest: Mapping[str, Any], node: str) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsegraph.lower.problem import Choice, Problem
-from sparsegraph.lower.windows import FLAT
+from sparsegraph.lower.windows import FLAT, strip_of
 from sparsegraph.targets.kernels.product import computed_points
 from sparsegraph.targets.layout import point_block
 from sparsegraph.targets.target import Target
@@ -214,6 +214,7 @@ def _winograd(p: Problem, c: Choice, target: Target) -> Iterator[tuple[str, Coun
     size = places / (m + 2) ** 2  # of a transform, relative to what its price was fitted to
     grid = (-(-p.out[0] // m), -(-p.out[1] // m))
     inner = inner_problem(p, m, target)
+    strips = grid[0] * grid[1] / inner.points
     vectors = inner.tiles(lanes) * inner.vectors // places
     channels = p.channels * p.filter.phases
     for kernel, features in (("winograd_input", channels), ("winograd_output", p.rows)):
@@ -221,18 +222,22 @@ def _winograd(p: Problem, c: Choice, target: Target) -> Iterator[tuple[str, Coun
         yield (
             kernel,
             {
-                f"transform{m}": vectors * features * size,
+                f"transform{m}": strips * vectors * features * size,
                 f"line{m}": float(p.images * features * grid[0]),
-                "feature": float(p.images * features),
-                "far": n_bytes / 64 * _beyond(n_bytes, target),
+                "feature": float(strips * p.images * features),
+                "far": strips * n_bytes / 64 * _beyond(n_bytes, target),
             },
         )
-    yield "dense", _product(inner, c, target)
+    yield "dense", {name: strips * n for name, n in _product(inner, c, target).items()}
 
 
 def inner_problem(p: Problem, m: int, target: Target) -> Problem:
-    """The products between Winograd's transforms: one per place of a patch, patches as points."""
-    n = -(-p.out[0] // m) * -(-p.out[1] // m)
+    """The products between Winograd's transforms: one per place of a patch, patches as points.
+
+    Of one strip of them (`windows.strip_of`).
+    """
+    block = p.vectors * target.lanes
+    n = strip_of(p.out, m, p.filter, (p.channels, p.rows), block, target) * -(-p.out[1] // m)
     block = point_block(n, target)
     row = -(-block // _LINE) * _LINE if block > _LINE else block
     channels, places = p.channels * p.filter.phases, p.filter.size(m) ** 2

@@ -16,6 +16,9 @@ from sparsegraph.targets.target import Target
 FLAT = 0  # `Product.gather`: whole rows at once; a positive number: the step between points
 PATCHES = (2, 4)  # Winograd's patch sizes
 _MOST_AXES = 3
+_STRIP_L2 = 0.6  # of the level 2 cache: most that a strip of patches takes
+_WEIGHTS_L2 = 0.25  # less of weights every strip may read without being noticed
+_FAR_L2 = 16  # patches of a map that large leave the level 3 cache too
 LARGEST_ERROR = 1e-5  # of the largest output of a layer computed by Winograd's method
 
 
@@ -262,6 +265,35 @@ def patch_sizes(window: Window, channels: int) -> tuple[int, ...]:
     sizes = PATCHES if method.stride == 1 else PATCHES[-1:]
     errors = {m: error_bound(m, channels * method.phases, method.taps) for m in sizes}
     return tuple(m for m, error in errors.items() if error <= LARGEST_ERROR)
+
+
+def strip_of(
+    out: tuple[int, int], m: int, method: Filter, features: tuple[int, int], block: int,
+    target: Target,
+) -> int:  # fmt: skip
+    """Rows of patches that Winograd's three steps take at a time.
+
+    The transformed patches of a whole map go to the outer caches and back, twice. Those of a strip
+    stay in the level 2 cache; the price is that each strip reads the transformed weights. One
+    thread, Zen 5, whole map and strips: 7x7 of stride 2, 224x224, 3 to 64 channels 1.40, .64 ms;
+    3x3, 64 channels of 224x224 10.4, 8.3, of 112x112 1.66, 1.72 (not taken), 32 channels of 224x224
+    3.25, 2.55.
+
+    Args:
+        out: height and width of the result.
+        features: in the input and in the result.
+        block: points of the result in one tile; a strip begins with a tile.
+    """
+    rows, columns = -(-out[0] // m), -(-out[1] // m)
+    channels, places = features[0] * method.phases, method.size(m) ** 2
+    row_bytes = 4 * places * columns * (channels + features[1])
+    weight_bytes, l2 = 4 * places * channels * features[1], target.l2_bytes
+    if rows * row_bytes <= l2:
+        return rows
+    least = block // math.gcd(m * out[1], block)
+    strip = max(int(_STRIP_L2 * l2) // row_bytes // least, 1) * least
+    is_far = rows * row_bytes > _FAR_L2 * l2 and weight_bytes <= 3 * strip * row_bytes
+    return min(strip, rows) if is_far or weight_bytes < _WEIGHTS_L2 * l2 else rows
 
 
 def error_bound(m: int, channels: int, taps: int = 3) -> float:
