@@ -92,8 +92,8 @@ class Target:
         short_vectors: shorter vectors take less time (Zen 4 computes 512 bits in halves), so that
             products compute of the last tile of points only those there are.
         chains: sums of a coded product that have to be under way for every multiply-add to start as
-            soon as it can: the latency of one times how many start in a cycle; 0: registers are
-            few, or take all of them anyway.
+            soon as it can: more than the latency of one times how many start in a cycle; 0:
+            registers are few, or take all of them anyway.
         narrow_index: instructions are what counts: four column indices are loaded one by one, quads
             multiplied two at a time, parted tiles of a gather filled vector by vector.
         scalar_factors: factors are loaded one by one: a vector is multiplied by a scalar register,

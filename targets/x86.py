@@ -81,7 +81,7 @@ V4 = Target(
     tile_vectors=(4, 3, 13, 2, 6, 5),
     sparse_tiles=(2, 3),
     short_vectors=True,
-    chains=8,
+    chains=9,
     linker=V2.linker,
     known_features=FEATURES,
 )
