@@ -1,15 +1,19 @@
 """The benchmark: interleaving, medians, ONNX Runtime's time by layer."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from benchmarks import zoo
 from sparsegraph import bench as module
-from sparsegraph import timing
+from sparsegraph import targets, timing
 from sparsegraph.bench import Bench, LayerTime, bench
 from sparsegraph.capture import load
+from sparsegraph.compile import compile
 from sparsegraph.errors import UsageError
 from sparsegraph.runtime import InferenceSession
 from tests.conftest import BATCH
@@ -29,6 +33,18 @@ def test_both_are_timed_on_the_same_feed(artefact: Path, model_file: Path) -> No
     assert up.dense_ms is not None
     assert up.dense_ms > 0
     assert "coded" in up.detail
+
+
+def test_calls_for_the_strips_of_a_map_are_one_row() -> None:
+    model = load(zoo.build("conv", c_in=3, c_out=8, kernel=3, size=96))
+    target = replace(targets.native(), l2_bytes=128 << 10)
+    compiled = compile(model, target, check=False, keep_native=True)
+    assert compiled.session is not None
+    calls = [s.kernel for s in compiled.session.profile(zoo.feeds(ir.to_proto(model)))]
+    result = bench(compiled.session, model, rounds=1, block_ms=5)
+    assert len(calls) > len(set(calls))
+    assert [row.kernel for row in result.layers] == list(dict.fromkeys(calls))
+    assert sum(row.ours_ms for row in result.layers) >= 0.5 * result.ours_ms
 
 
 def test_a_wrong_feed_is_refused(artefact: Path, model_file: Path) -> None:

@@ -68,6 +68,19 @@ def test_report_of_an_artefact(artefact: Path) -> None:
     assert "Kernel calls" not in bare
 
 
+def test_all_calls_of_a_layer_count(artefact: Path) -> None:
+    manifest = json.loads((artefact / "manifest.json").read_text())
+    layers = (
+        LayerTime(("up",), "winograd_input", "", 1.25, 5.0),
+        LayerTime(("up",), "gemm", "", 2.25, 5.0),
+        LayerTime(("up", "act"), "winograd_output", "", 1.0, 6.0),
+    )
+    text = checked(
+        report.of_artefact(manifest, "model", None, Bench(8, 5, 1, 2, 1e-6, 1, 9, layers))
+    )
+    assert re.search(r"<td>winograd_output</td>.*?<td[^>]*>4.5</td><td[^>]*>6</td>", text)
+
+
 def test_declined_reasons_and_fallback_nodes_are_shown(artefact: Path) -> None:
     manifest = json.loads((artefact / "manifest.json").read_text())
     manifest["passes"] = [

@@ -88,6 +88,14 @@ def test_short_vectors_at_the_end_stay_in_registers(
     assert inner_loop.look(target, kernel).spills == 0
 
 
+@pytest.mark.parametrize(("name", "n_asked"), [("x86-64-v4", 0), ("x86-64-v3", 2 * 2)])
+def test_sums_are_asked_for_unless_a_store_fills_a_cache_line(name: str, n_asked: int) -> None:
+    target = targets.get(name)
+    kernel = inner_loops.kernel_for(target, "coded", 32 // target.lanes)  # two lines, two rows
+    lines = inner_loop.assembly(target, kernel)
+    assert sum("prefetch" in line for line in lines) == n_asked
+
+
 SQUARE = Axis(16, 16, 3, 1, 1)
 
 
