@@ -108,6 +108,21 @@ def test_shared_zeros_are_cheaper_and_break_even_later() -> None:
     assert b.break_even > a.break_even
 
 
+def test_strips_of_a_map_add_up_to_it() -> None:
+    case = convolution(64, 3, 224, 7, 2)
+    way = choose.winograd(case, 4, V3)
+    cut, whole = (
+        list(cost.counts(case, dataclasses.replace(way, tile=12), target))
+        for target in (V3, dataclasses.replace(V3, l2_bytes=64 << 20))
+    )
+    assert [kernel for kernel, _ in cut] == [kernel for kernel, _ in whole]
+    for (_, a), (_, b) in zip(cut, whole):
+        work = {"fma", "transform4", "line4"} & a.keys()
+        assert all(b[name] <= a[name] <= 1.2 * b[name] for name in work)
+        assert work
+    assert cut[0][1]["far"] == cut[1][1]["far"] == 0
+
+
 def test_winograd_for_dense_weights_and_never_for_few() -> None:
     case = convolution(64, 64, 56, 3)
     dense = choose.choose(case, V3)
