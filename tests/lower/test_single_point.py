@@ -107,9 +107,14 @@ def test_a_chain_of_them_changes_no_layout(kept: float) -> None:
     assert all("flat" in s.kernel for s in steps)
 
 
-def test_other_readers_get_features() -> None:
+@pytest.mark.parametrize(("shape", "kept"), [("1", 0.05), ("4", 1.0), ("8,1", 1.0)])
+def test_other_readers_get_features_of_one_point_and_rows_of_several(
+    shape: str, kept: float
+) -> None:
     body = "z = MatMul(x, w)  s = Softmax(z)  y = Add(s, z)"
-    assert product(compiled(body, "1", pruned(0.05, 1))).startswith("gemv")
+    name = product(compiled(body, shape, pruned(kept, 1)))
+    assert name.startswith("gemv")
+    assert ("flat" in name) == (shape != "1")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
