@@ -1,12 +1,13 @@
 """Movement of elements: y[region] = x[f(index)], where f is a stride or a table per axis.
 
 One kernel, `Move`, serves Transpose, Slice, Concat, Split, Pad, Expand, Tile, DepthToSpace,
-SpaceToDepth, nearest Resize, Gather by constant indices and copies between layouts; `GatherRows`
-and `GatherElements` read indices at run time. Functions below turn a node into `Call`s: a kernel,
-offsets into y and x, tables, scalars and the number of items. Element types stay as they are.
+SpaceToDepth, nearest Resize, Gather by constant indices and copies between layouts; `GatherRows`,
+`GatherElements` and `ScatterRows` read indices at run time. Functions below turn a node into
+`Call`s: a kernel, offsets into y and x, tables, scalars and the number of items. Element types stay
+as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
+REDUCTIONS = ("none", "add", "mul")  # of `ScatterRows`
 INNER = ("run", "repeat", "stride", "turn", "table")
 
 
@@ -167,10 +169,8 @@ class GatherRows:
             with emit.loop(begin, end) as item:
                 outer = emit.bind(T.truncdiv(item, count))
                 first = emit.bind(outer * i_outer + (item - outer * count) * self.depth)
-                at = outer * x_outer
-                for k in range(self.depth):
-                    at = at + wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"]
-                at, to = emit.bind(at), emit.bind(item * inner)
+                at = emit.bind(outer * x_outer + _place(a, indices, first, self.depth))
+                to = emit.bind(item * inner)
                 each_vector(
                     inner,
                     target.lanes,
@@ -211,6 +211,62 @@ class GatherElements:
                 emit.store(y, emit.load(x, (outer * n + j) * inner + i), at)
 
         return emit_body
+
+
+@dataclass(frozen=True)
+class ScatterRows:
+    """y[tuple m of indices, :] = or += or *= x[m, :], one m after the other: ScatterND.
+
+    Arguments: y, x, indices, inner, count (tuples), then per depth the extent and stride of the
+    indexed axis; indices as in `GatherRows`. Items: 1, since tuples may be equal.
+
+    Attributes:
+        dtype, index: element types of the data and of the indices (int32 or int64).
+        depth: indices per tuple.
+        reduction: `none`, `add` or `mul`.
+    """
+
+    dtype: str
+    index: str = "int64"
+    depth: int = 1
+    reduction: str = "none"
+
+    @property
+    def name(self) -> str:
+        return f"scatter_rows_{self.reduction}_{self.dtype}_{self.index}_d{self.depth}"
+
+    @property
+    def params(self) -> emit.Signature:
+        axes = " ".join(f"n{k}:int32 s{k}:int32" for k in range(self.depth))
+        pointers = f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}*"
+        return emit.signature(f"{pointers} inner:int32 count:int32 {axes}")
+
+    def body(self, target: Target) -> Any:
+        def emit_body(
+            y: Expr, x: Expr, indices: Expr, inner: Expr, count: Expr, begin: Expr, end: Expr,
+            **a: Expr,
+        ) -> None:  # fmt: skip
+            with emit.loop(begin, end), emit.loop(0, count) as m:
+                to = emit.bind(_place(a, indices, m * self.depth, self.depth))
+                at = emit.bind(m * inner)
+
+                def write(i: Expr, lanes: int) -> None:
+                    value = emit.load(x, at + i, lanes)
+                    if self.reduction == "add":
+                        value = emit.load(y, to + i, lanes) + value
+                    elif self.reduction == "mul":
+                        value = emit.load(y, to + i, lanes) * value
+                    emit.store(y, value, to + i, lanes)
+
+                each_vector(inner, target.lanes, write)
+
+        return emit_body
+
+
+def _place(a: Mapping[str, Expr], indices: Expr, first: Expr, depth: int) -> Expr:
+    """Where the tuple of indices that begins at `first` points to."""
+    parts = (wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"] for k in range(depth))
+    return sum(parts, emit.const(0, "int32"))
 
 
 def wrapped(index: Expr, n: Expr) -> Expr:
@@ -456,7 +512,7 @@ def feature_axes(layout: FeatureMajor, order: str, to_feature: bool) -> list[Cal
     return calls
 
 
-KERNELS: tuple[Move | GatherRows | GatherElements, ...] = (
+KERNELS: tuple[Move | GatherRows | GatherElements | ScatterRows, ...] = (
     *(Move(d, (False,), False, i) for d in ("float32", "int64", "bool") for i in INNER[:3]),
     Move("float32", (False,), False, "turn"),
     Move("float32", (False,), False, "table"),
@@ -469,4 +525,5 @@ KERNELS: tuple[Move | GatherRows | GatherElements, ...] = (
         for k in (1, 2)
     ),
     GatherElements("float32"),
+    *(ScatterRows("float32", depth=k, reduction=r) for k in (1, 2) for r in REDUCTIONS),
 )
