@@ -4,12 +4,13 @@
 
 Scheme: for one tile of points and one tile of columns, the activation panel lies in the level 1
 cache; a group of rows keeps its accumulators in registers and shares every activation load. The
-partial sums of earlier column tiles wait in y and are asked for a few groups ahead. `coded` weights
-(sparsegraph.formats) are read in quads, groups with equal counts after each other, so the work is
-proportional to the non-zero values and the loops' trip counts repeat. Convolutions gather the panel
-of each column tile (im2col of one tile, never of the whole map): kernels/gather.py. Where shorter
-vectors take less time, the last tile ends with its points: with AVX-512 on Zen 4 ResNet-50 takes 3
-(90 % zeros) to 5 % less time (dense), products of 49 points 6 to 12 %.
+partial sums of earlier column tiles wait in y; of vectors shorter than a cache line they are asked
+for a few groups ahead. `coded` weights (sparsegraph.formats) are read in quads, groups with equal
+counts after each other, so the work is proportional to the non-zero values and the loops' trip
+counts repeat. Convolutions gather the panel of each column tile (im2col of one tile, never of the
+whole map): kernels/gather.py. Where shorter vectors take less time, the last tile ends with its
+points: with AVX-512 on Zen 4 ResNet-50 takes 3 (90 % zeros) to 5 % less time (dense), products of
+49 points 6 to 12 %.
 
 Every kernel is generic in all sizes and strides; the spec fixes only what changes the code.
 """
