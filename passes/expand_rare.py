@@ -11,8 +11,8 @@ PyTorch writes causal masks with Trilu, index lists (the token of CLIP, the expe
 linear resizes with GatherND, assignments to slices with ScatterND, and nan_to_num with IsInf.
 
 Declines when: a shape or the diagonal is not known, an index lies outside, batches have indices of
-their own, what is scattered is added, or IsInf looks for neither sign or stands in an opset before
-11.
+their own, what is scattered is added or goes to computed places (a kernel does that), or IsInf
+looks for neither sign or stands in an opset before 11.
 """
 
 import math

@@ -21,6 +21,7 @@ from typing import Any
 from sparsegraph.lower.problem import Choice, Problem
 from sparsegraph.lower.windows import FLAT, strip_of
 from sparsegraph.targets.kernels.product import computed_points
+from sparsegraph.targets.kernels.winograd import patches
 from sparsegraph.targets.layout import point_block
 from sparsegraph.targets.target import Target
 
@@ -212,9 +213,9 @@ def _winograd(p: Problem, c: Choice, target: Target) -> Iterator[tuple[str, Coun
     m, lanes = c.patch, target.lanes
     places = p.filter.size(m) ** 2
     size = places / (m + 2) ** 2  # of a transform, relative to what its price was fitted to
-    grid = (-(-p.out[0] // m), -(-p.out[1] // m))
+    grid = patches(p.out, m)
     inner = inner_problem(p, m, target)
-    strips = grid[0] * grid[1] / inner.points
+    strips = math.prod(grid) / inner.points
     vectors = inner.tiles(lanes) * inner.vectors // places
     channels = p.channels * p.filter.phases
     for kernel, features in (("winograd_input", channels), ("winograd_output", p.rows)):
@@ -236,8 +237,8 @@ def inner_problem(p: Problem, m: int, target: Target) -> Problem:
 
     Of one strip of them (`windows.strip_of`).
     """
-    block = p.vectors * target.lanes
-    n = strip_of(p.out, m, p.filter, (p.channels, p.rows), block, target) * -(-p.out[1] // m)
+    rows = strip_of(p.out, m, p.filter, (p.channels, p.rows), p.vectors * target.lanes, target)
+    n = rows * patches(p.out, m)[1]
     block = point_block(n, target)
     row = -(-block // _LINE) * _LINE if block > _LINE else block
     channels, places = p.channels * p.filter.phases, p.filter.size(m) ** 2

@@ -155,10 +155,9 @@ class GatherRows:
 
     @property
     def params(self) -> emit.Signature:
-        axes = " ".join(f"n{k}:int32 s{k}:int32" for k in range(self.depth))
         sizes = "inner:int32 count:int32 x_outer:int32 i_outer:int32"
         return emit.signature(
-            f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}* {sizes} {axes}"
+            f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}* {sizes} {_axes(self.depth)}"
         )
 
     def body(self, target: Target) -> Any:
@@ -237,9 +236,8 @@ class ScatterRows:
 
     @property
     def params(self) -> emit.Signature:
-        axes = " ".join(f"n{k}:int32 s{k}:int32" for k in range(self.depth))
         pointers = f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}*"
-        return emit.signature(f"{pointers} inner:int32 count:int32 {axes}")
+        return emit.signature(f"{pointers} inner:int32 count:int32 {_axes(self.depth)}")
 
     def body(self, target: Target) -> Any:
         def emit_body(
@@ -252,15 +250,19 @@ class ScatterRows:
 
                 def write(i: Expr, lanes: int) -> None:
                     value = emit.load(x, at + i, lanes)
-                    if self.reduction == "add":
-                        value = emit.load(y, to + i, lanes) + value
-                    elif self.reduction == "mul":
-                        value = emit.load(y, to + i, lanes) * value
+                    if self.reduction != "none":
+                        old = emit.load(y, to + i, lanes)
+                        value = old + value if self.reduction == "add" else old * value
                     emit.store(y, value, to + i, lanes)
 
                 each_vector(inner, target.lanes, write)
 
         return emit_body
+
+
+def _axes(depth: int) -> str:
+    """Arguments of `_place`: extent and stride of every indexed axis."""
+    return " ".join(f"n{k}:int32 s{k}:int32" for k in range(depth))
 
 
 def _place(a: Mapping[str, Expr], indices: Expr, first: Expr, depth: int) -> Expr:

@@ -40,6 +40,19 @@ def test_every_depth(shape: tuple[int, ...], places: list[object], reduction: st
     np.testing.assert_array_equal(made.run(None, feed)[0], run_onnx(model, feed)["y"])
 
 
+def test_additions_at_constant_places() -> None:
+    x, updates = rng().standard_normal((4, 9)), rng().standard_normal((3, 9))
+    model = parse(
+        """g (float[4,9] x, float[3,9] u) => (float[4,9] y) {
+        y = ScatterND<reduction="add">(x, i, u) }""",
+        i=np.array([[1], [-1], [1]]),
+    )
+    made = compile(ir.to_proto(model), keep_native=True)
+    assert made.fallback_nodes == []
+    feed = {"x": x.astype(np.float32), "u": updates.astype(np.float32)}
+    np.testing.assert_array_equal(made.run(None, feed)[0], run_onnx(model, feed)["y"])
+
+
 @pytest.mark.parametrize("reduction", ["max", "min"])
 def test_what_is_left(reduction: str) -> None:
     model = parse(
