@@ -96,6 +96,13 @@ def test_sums_are_asked_for_unless_a_store_fills_a_cache_line(name: str, n_asked
     assert sum("prefetch" in line for line in lines) == n_asked
 
 
+@pytest.mark.parametrize("vectors", [2, 4])
+def test_sums_of_a_pair_take_turns_until_none_waits(vectors: int) -> None:
+    target = targets.get("x86-64-v4")
+    found = inner_loop.look(target, inner_loops.kernel_for(target, "coded", vectors))
+    assert found.registers > 2 * 2 * vectors  # two rows, two turns
+
+
 SQUARE = Axis(16, 16, 3, 1, 1)
 
 
