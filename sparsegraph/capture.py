@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from sparsegraph import isolate
-from sparsegraph.errors import CaptureError, SparsegraphError, message
-from sparsegraph.graph import all_names, all_values, opset, static_shape
+from sparsegraph.errors import CaptureError, SparsegraphError, VerifyError, message
+from sparsegraph.graph import all_names, all_values, is_op, opset, static_shape
 from sparsegraph.onnx_file import (
     check_external_data,
     densify,
@@ -30,12 +30,24 @@ from sparsegraph.passes.spread_masks import SpreadMasks
 from sparsegraph.passes.widen_half import WidenHalf
 from sparsegraph.rewrite import Fuel
 from sparsegraph.shapes import Shapes, bind, fill_from_run
-from sparsegraph.verify import Session, compare, feeds_for, tolerance
+from sparsegraph.verify import (
+    TOLERANCE,
+    TOLERANCE_HALF,
+    Feed,
+    Session,
+    compare,
+    feeds_for,
+    is_wide,
+    sensitivity,
+    tapped,
+    tolerance,
+)
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 OPSET = 23  # the first with Attention; also has Gelu (20) and LayerNormalization (17)
 OLDEST_OPSET = 7
+_ROUGH = 0.1  # beside PyTorch's bfloat16: 8 significant bits, layer after layer
 MIN_IR_VERSION = 10  # ONNX Runtime accepts opset 23 from here on
 MAX_IR_VERSION = 11  # ONNX Runtime lags behind onnx; later ones only add types we do not take
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -76,13 +88,16 @@ def capture(
     module: Any,
     example_inputs: Sequence[Any] | Mapping[str, Any],
     shapes: Shapes | None = None,
+    *,
+    check: bool = True,
 ) -> ir.Model:
     """A `torch.nn.Module` or `ExportedProgram` as a static graph, in inference mode.
 
     Example inputs are by position, or by name as tokenizers return them; their shapes are those of
-    the model. Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all.
+    the model. Weights of sparse layouts (CSR, BSR, COO ...) become dense, zeros and all. With
+    `check` the graph is compared with PyTorch on the example inputs.
 
-    Raises CaptureError with the exporter's reason.
+    Raises CaptureError with the exporter's reason, VerifyError if PyTorch's outputs are others.
     """
     try:
         from sparsegraph import exporter
@@ -94,12 +109,15 @@ def capture(
         ) from error
     name = type(module).__name__
     try:
-        model = exporter.export(module, example_inputs, OPSET)
+        model, reference = exporter.export(module, example_inputs, OPSET)
     except Exception as error:
         found = _brief(error)
         fix = next((hint for word, hint in _HINTS.items() if word in found), "see torch.export")
         raise CaptureError(message("module", name, found, "an exportable module", fix)) from error
-    return _normalize(model, name, shapes or {}, has_true_shapes=True)
+    model = _normalize(model, name, shapes or {}, has_true_shapes=True)
+    if check:
+        _compare_with_torch(model, reference, name)
+    return model
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:
@@ -293,6 +311,47 @@ def _difference(raised: ir.Model, model: ir.Model) -> str:
         if error > tolerance(want):
             return f"outputs of the converted model differ by {error:.1e}"
     return ""
+
+
+def _compare_with_torch(model: ir.Model, reference: Any, name: str) -> None:
+    """Compare with a `TorchReference`, where last bits and ties do not decide.
+
+    A model that ONNX Runtime cannot run is refused later, by whoever needs it.
+    """
+    shapes = {str(v.name): static_shape(v) or () for v in model.graph.inputs}
+    feed = reference.feed(shapes)
+    want = dict(zip([str(v.name) for v in model.graph.outputs], reference.run(feed), strict=True))
+    try:
+        session = Session(model)
+        found = session.run(feed)
+    except SparsegraphError:
+        return
+    error = compare(found, want)
+    limit = _ROUGH if reference.has_bfloat16 else TOLERANCE if is_wide(model) else TOLERANCE_HALF
+    if error <= limit or error <= sensitivity(session, feed, found, False, n_draws=4):
+        return
+    if compare(dict(zip(want, reference.run(feed), strict=True)), want) > 0:
+        return  # random: no two runs agree
+    first = _first_difference(model, reference, feed, limit)
+    if first is not None and is_op(first, "TopK", "ArgMax", "ArgMin"):
+        return  # of equal values either is right
+    text = f"outputs that differ by {error:.1e} of the largest from PyTorch's"
+    if first is not None:
+        text += f", first at node '{first.name}' ({first.op_type})"
+    fix = "write that step in other operators; report it to PyTorch, whose exporter made the node"
+    raise VerifyError(message("module", name, text, f"<= {limit:.0e}", fix))
+
+
+def _first_difference(
+    model: ir.Model, reference: Any, feed: Feed, limit: float
+) -> ir.Node | None:
+    """The first node one of whose outputs is not PyTorch's, if any inner value tells."""
+    nodes = {str(v.name): n for n in model.graph for v in n.outputs}
+    values = [v for v in all_values(model.graph) if v.name in nodes]
+    with tapped(model, values):
+        found = Session(model).run(feed)
+    first = reference.first(feed, lambda n, v: n in found and compare(found[n], v) > limit)
+    return nodes.get(first)
 
 
 def _brief(error: BaseException) -> str:

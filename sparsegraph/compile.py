@@ -130,7 +130,7 @@ def compile(
             list of these makes one artefact that takes each of them.
         threads: threads that the plan should keep busy.
         output: the artefact's folder; a temporary one by default.
-        check: verify every pass and the artefact against ONNX Runtime.
+        check: verify every pass and the artefact against ONNX Runtime, and it against PyTorch.
         fallback: let ONNX Runtime run nodes that no kernel covers, and whole models that are
             estimated, or if quantised measured, to be slower here than there; never for WebAssembly
             modules and C source.
@@ -174,7 +174,7 @@ def compile(
     )  # fmt: skip
     compiler.warm_up()
     report("capture", 0, 1)
-    captured = [load(source, example_inputs, one) for one in several]
+    captured = [load(source, example_inputs, one, check=check) for one in several]
     path = Path(output) if output is not None else Path(tempfile.mkdtemp(), "model.sg")
     while True:
         try:
@@ -313,12 +313,14 @@ def load(
     source: Any,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     shapes: Shapes | None = None,
+    *,
+    check: bool = True,
 ) -> ir.Model:
     """The captured model of whatever `compile` takes."""
     if isinstance(source, Pruned | pipeline.Optimized):
         source = source.model
     if example_inputs is not None:
-        return capture(source, example_inputs, shapes)
+        return capture(source, example_inputs, shapes, check=check)
     return load_onnx(source, shapes)
 
 
