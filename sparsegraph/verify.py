@@ -202,6 +202,36 @@ def sensitivity(
     return worst
 
 
+def tells(model: ir.Model, feed: Feed, want: Outputs, limit: float) -> bool:
+    """False where last bits of the weights alone move the outputs by more than the limit.
+
+    On such a feed two right models differ as much: the best of equal queries of a detector, a norm
+    over what should be zeros.
+    """
+    for seed in range(_N_NUDGES):
+        moved = compare(Session(_with_nudged_weights(model, seed)).run(feed), want)
+        if moved > limit:
+            return False
+    return True
+
+
+def chooses(model: ir.Model) -> bool:
+    """True for outputs that depend on which of several values is the largest."""
+    return any(is_op(node, "TopK", "ArgMax", "ArgMin") for node in model.graph.all_nodes())
+
+
+def _with_nudged_weights(model: ir.Model, seed: int) -> ir.Model:
+    """Scalars stay, which something may be compared with, and the scales of a Resize."""
+    rng, nudged = np.random.default_rng(seed), model.clone()
+    for value in nudged.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not tensor.shape or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        if not any(is_op(node, "Resize", "Upsample") for node, _ in value.uses()):
+            value.const_value = ir.tensor(_nudge(tensor.numpy(), rng), name=value.name)
+    return nudged
+
+
 def is_mask_input(value: ir.Value) -> bool:
     """True for a bool input, one named so, or an integer one that ends in a comparison or 1 - x."""
     if value.dtype is None:

@@ -1,10 +1,9 @@
-"""Nodes that only move elements: slices, concatenation, padding, gathers, scatters, repetition.
+"""Nodes that only move elements: slices, concatenation, padding, gathers, repetition.
 
 Slices and concatenation along the features of a feature-major value are views; everything else is
 a copy of row-major memory (targets/kernels/movement.py).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,13 +15,7 @@ from sparsegraph.lower.builder import Builder, Declined, Stored, dtype_of, shape
 from sparsegraph.lower.embedding import lower_embedding
 from sparsegraph.program import Arg, Ref
 from sparsegraph.targets.kernels import movement
-from sparsegraph.targets.kernels.movement import (
-    REDUCTIONS,
-    Call,
-    GatherElements,
-    GatherRows,
-    ScatterRows,
-)
+from sparsegraph.targets.kernels.movement import Call, GatherElements, GatherRows
 from sparsegraph.targets.layout import FeatureMajor
 
 
@@ -216,27 +209,6 @@ def lower_gather_elements(b: Builder, node: ir.Node) -> None:
     args: list[Arg] = [to.address, row.address, indices.address, row.shape[axis], count, inner]
     kernel = GatherElements(row.dtype, indices.dtype)
     b.step(kernel, args, outer * count, [node], detail="gather elements")
-
-
-def lower_scatter(b: Builder, node: ir.Node) -> None:
-    """ScatterND at computed places: a copy of the data, then the updates in their order."""
-    x, index, updates = node.inputs
-    assert x is not None
-    assert index is not None
-    assert updates is not None
-    reduction = str(attribute(node, "reduction", "none"))
-    if reduction not in REDUCTIONS or (reduction != "none" and dtype_of(x) == "bool"):
-        raise Declined(f"reduction '{reduction}' of {dtype_of(x)}")
-    row, indices, values = b.row(x), b.row(index), b.row(updates)
-    shape, depth = row.shape, indices.shape[-1]
-    to = b.new_row(node.outputs[0])
-    copy_flat(b, row, to)
-    strides = movement.strides(shape)[:depth]
-    inner, count = math.prod(shape[depth:]), math.prod(indices.shape[:-1])
-    kernel = ScatterRows(row.dtype, indices.dtype, depth, reduction)
-    args: list[Arg] = [to.address, values.address, indices.address, inner, count]
-    args += [size for axis in zip(shape, strides) for size in axis]
-    b.step(kernel, args, 1, [node], detail=f"{count} updates")
 
 
 def lower_pad(b: Builder, node: ir.Node) -> None:

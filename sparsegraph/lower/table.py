@@ -15,7 +15,6 @@ from sparsegraph.lower.movement import (
     lower_gather,
     lower_gather_elements,
     lower_pad,
-    lower_scatter,
     lower_slice,
     lower_split,
     lower_tile,
@@ -28,6 +27,7 @@ from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
 from sparsegraph.lower.resize import lower_resize
 from sparsegraph.lower.scan import lower_cumsum, lower_top_k
+from sparsegraph.lower.scatter import lower_scatter, lower_scatter_elements
 from sparsegraph.lower.transposed import lower_conv_transpose, lower_depth_to_space
 from sparsegraph.lower.views import lower_reshape, lower_transpose
 from sparsegraph.targets.kernels.reduce import REDUCTIONS
@@ -70,6 +70,7 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Gather": lower_gather,
     "GatherElements": lower_gather_elements,
     "ScatterND": lower_scatter,
+    "ScatterElements": lower_scatter_elements,
     "Pad": lower_pad,
     "Expand": lower_expand,
     "Tile": lower_tile,

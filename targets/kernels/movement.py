@@ -1,10 +1,9 @@
 """Movement of elements: y[region] = x[f(index)], where f is a stride or a table per axis.
 
 One kernel, `Move`, serves Transpose, Slice, Concat, Split, Pad, Expand, Tile, DepthToSpace,
-SpaceToDepth, nearest Resize, Gather by constant indices and copies between layouts; `GatherRows`,
-`GatherElements` and `ScatterRows` read indices at run time. Functions below turn a node into
-`Call`s: a kernel, offsets into y and x, tables, scalars and the number of items. Element types stay
-as they are.
+SpaceToDepth, nearest Resize, Gather by constant indices and copies between layouts; `GatherRows`
+and `GatherElements` read indices at run time. Functions below turn a node into `Call`s: a kernel,
+offsets into y and x, tables, scalars and the number of items. Element types stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from sparsegraph.targets.kernels.vectors import each_vector
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
-REDUCTIONS = ("none", "add", "mul")  # of `ScatterRows`
 INNER = ("run", "repeat", "stride", "turn", "table")
 
 
@@ -156,9 +154,8 @@ class GatherRows:
     @property
     def params(self) -> emit.Signature:
         sizes = "inner:int32 count:int32 x_outer:int32 i_outer:int32"
-        return emit.signature(
-            f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}* {sizes} {_axes(self.depth)}"
-        )
+        pointers = f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}*"
+        return emit.signature(f"{pointers} {sizes} {axes_of_place(self.depth)}")
 
     def body(self, target: Target) -> Any:
         def emit_body(
@@ -168,7 +165,7 @@ class GatherRows:
             with emit.loop(begin, end) as item:
                 outer = emit.bind(T.truncdiv(item, count))
                 first = emit.bind(outer * i_outer + (item - outer * count) * self.depth)
-                at = emit.bind(outer * x_outer + _place(a, indices, first, self.depth))
+                at = emit.bind(outer * x_outer + place(a, indices, first, self.depth))
                 to = emit.bind(item * inner)
                 each_vector(
                     inner,
@@ -212,60 +209,12 @@ class GatherElements:
         return emit_body
 
 
-@dataclass(frozen=True)
-class ScatterRows:
-    """y[tuple m of indices, :] = or += or *= x[m, :], one m after the other: ScatterND.
-
-    Arguments: y, x, indices, inner, count (tuples), then per depth the extent and stride of the
-    indexed axis; indices as in `GatherRows`. Items: 1, since tuples may be equal.
-
-    Attributes:
-        dtype, index: element types of the data and of the indices (int32 or int64).
-        depth: indices per tuple.
-        reduction: `none`, `add` or `mul`.
-    """
-
-    dtype: str
-    index: str = "int64"
-    depth: int = 1
-    reduction: str = "none"
-
-    @property
-    def name(self) -> str:
-        return f"scatter_rows_{self.reduction}_{self.dtype}_{self.index}_d{self.depth}"
-
-    @property
-    def params(self) -> emit.Signature:
-        pointers = f"y:{self.dtype}* x:{self.dtype}* indices:{self.index}*"
-        return emit.signature(f"{pointers} inner:int32 count:int32 {_axes(self.depth)}")
-
-    def body(self, target: Target) -> Any:
-        def emit_body(
-            y: Expr, x: Expr, indices: Expr, inner: Expr, count: Expr, begin: Expr, end: Expr,
-            **a: Expr,
-        ) -> None:  # fmt: skip
-            with emit.loop(begin, end), emit.loop(0, count) as m:
-                to = emit.bind(_place(a, indices, m * self.depth, self.depth))
-                at = emit.bind(m * inner)
-
-                def write(i: Expr, lanes: int) -> None:
-                    value = emit.load(x, at + i, lanes)
-                    if self.reduction != "none":
-                        old = emit.load(y, to + i, lanes)
-                        value = old + value if self.reduction == "add" else old * value
-                    emit.store(y, value, to + i, lanes)
-
-                each_vector(inner, target.lanes, write)
-
-        return emit_body
-
-
-def _axes(depth: int) -> str:
-    """Arguments of `_place`: extent and stride of every indexed axis."""
+def axes_of_place(depth: int) -> str:
+    """Arguments of `place`: extent and stride of every indexed axis."""
     return " ".join(f"n{k}:int32 s{k}:int32" for k in range(depth))
 
 
-def _place(a: Mapping[str, Expr], indices: Expr, first: Expr, depth: int) -> Expr:
+def place(a: Mapping[str, Expr], indices: Expr, first: Expr, depth: int) -> Expr:
     """Where the tuple of indices that begins at `first` points to."""
     parts = (wrapped(emit.load(indices, first + k), a[f"n{k}"]) * a[f"s{k}"] for k in range(depth))
     return sum(parts, emit.const(0, "int32"))
@@ -514,7 +463,7 @@ def feature_axes(layout: FeatureMajor, order: str, to_feature: bool) -> list[Cal
     return calls
 
 
-KERNELS: tuple[Move | GatherRows | GatherElements | ScatterRows, ...] = (
+KERNELS: tuple[Move | GatherRows | GatherElements, ...] = (
     *(Move(d, (False,), False, i) for d in ("float32", "int64", "bool") for i in INNER[:3]),
     Move("float32", (False,), False, "turn"),
     Move("float32", (False,), False, "table"),
@@ -527,5 +476,4 @@ KERNELS: tuple[Move | GatherRows | GatherElements | ScatterRows, ...] = (
         for k in (1, 2)
     ),
     GatherElements("float32"),
-    *(ScatterRows("float32", depth=k, reduction=r) for k in (1, 2) for r in REDUCTIONS),
 )

@@ -77,10 +77,21 @@ def test_experts_of_tokens(last: str) -> None:
     )  # fmt: skip
 
 
-def test_what_stays_with_onnx_runtime() -> None:
-    model = parse(
-        "g (float[4,7] x) => (float[4,2] y, int64[4,2] i) { y, i = TopK<sorted=0>(x, k) }",
-        k=np.array([2]),
-    )
-    made = compile(ir.to_proto(model), keep_native=True)
-    assert len(made.fallback_nodes) == 1
+def test_any_order_is_the_sorted_one() -> None:
+    """A router that gates groups of experts: TopK of any order, then a scatter of ones."""
+    made = compile(
+        ir.to_proto(
+            parse(
+                """g (float[4,7] x) => (float[4,2] y, float[4,7] kept) {
+                y, i = TopK<sorted=0>(x, k)  kept = ScatterElements<axis=1>(zeros, i, ones) }""",
+                k=np.array([2]), zeros=np.zeros((4, 7), np.float32),
+                ones=np.ones((4, 2), np.float32),
+            )
+        ),
+        keep_native=True,
+    )  # fmt: skip
+    assert made.fallback_nodes == []
+    x = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)
+    values, kept = made.run(None, {"x": x})
+    np.testing.assert_array_equal(values, -np.sort(-x, 1)[:, :2])
+    np.testing.assert_array_equal(kept, x >= values[:, 1:])

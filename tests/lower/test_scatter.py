@@ -1,16 +1,22 @@
-"""ScatterND at places that are computed: every depth, repeated places, caches of a decoder."""
+"""Scatters to computed places: every depth and axis, repeated places, graphs, caches."""
+
+import re
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from sparsegraph.targets.kernels.scatter import REDUCTIONS
 
-from sparsegraph.compile import compile
+from sparsegraph import targets
+from sparsegraph.compile import Compiled, compile
+from sparsegraph.lower import partition
+from sparsegraph.program import Fallback
 from sparsegraph.verify import run_onnx
 from tests.passes.check import parse, rng
 
 
-@pytest.mark.parametrize("reduction", ["none", "add", "mul"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
     ("shape", "places"),
     [
@@ -53,15 +59,91 @@ def test_additions_at_constant_places() -> None:
     np.testing.assert_array_equal(made.run(None, feed)[0], run_onnx(model, feed)["y"])
 
 
-@pytest.mark.parametrize("reduction", ["max", "min"])
-def test_what_is_left(reduction: str) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("shape", "given", "axis"),
+    [
+        ((9,), (4,), 0), ((7, 5), (3, 5), 0), ((7, 5), (3, 2), 0), ((6, 7, 5), (4, 3, 5), 1),
+        ((6, 7, 5), (6, 9, 3), -2), ((6, 7), (2, 4), 1), ((3, 4, 5, 2), (2, 4, 7, 2), 2),
+    ],
+)  # fmt: skip
+def test_elements(
+    shape: tuple[int, ...], given: tuple[int, ...], axis: int, reduction: str
+) -> None:
+    """Negative places, and several for one place; then ONNX Runtime lets any of them stay."""
+    n, size = shape[axis], list(given)
+    if reduction == "none":
+        size[axis] = min(size[axis], n)
+    order = np.argsort(rng().random((*shape[: axis % len(shape)], n, *shape[axis:][1:])), axis)
+    places = np.concatenate([order] * 2, axis)[tuple(map(slice, size))]
+    places = places - n * (np.arange(places.size).reshape(size) % 2)
+    updates = rng().standard_normal(size).astype(np.float32)
+    x = rng().standard_normal(shape).astype(np.float32)
+    kept, taken = ",".join(map(str, shape)), ",".join(map(str, size))
     model = parse(
-        f'''g (float[4,2] x, int64[3,1] i, float[3,2] u) => (float[4,2] y) {{
-        y = ScatterND<reduction="{reduction}">(x, i, u) }}'''
+        f'''g (float[{kept}] x, int64[{taken}] i, float[{taken}] u) => (float[{kept}] y) {{
+        s = ScatterElements<axis={axis}, reduction="{reduction}">(x, i, u)
+        y = Add(s, x) }}'''
     )  # fmt: skip
     made = compile(ir.to_proto(model), keep_native=True)
-    (segment,) = made.manifest.segments
-    assert f"reduction '{reduction}' of float32" in segment.reason
+    assert made.fallback_nodes == []
+    feed = {"x": x, "i": places, "u": updates}
+    np.testing.assert_allclose(made.run(None, feed)[0], run_onnx(model, feed)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "type_", "why"),
+    [
+        ((4, 6, 5), (4, 3, 4), "float", r"indices \(4, 3, 4\) of data \(4, 6, 5\)"),
+        ((4, 6, 5), (4, 6, 5), "bool", "reduction 'max' of bool"),
+    ],
+)
+def test_what_is_left(shape: tuple[int, ...], given: tuple[int, ...], type_: str, why: str) -> None:
+    kept, taken = ",".join(map(str, shape)), ",".join(map(str, given))
+    reduction = "max" if type_ == "bool" else "none"
+    model = parse(
+        f'''g ({type_}[{kept}] x, int64[{taken}] i, {type_}[{taken}] u) => ({type_}[{kept}] y) {{
+        y = ScatterElements<axis=0, reduction="{reduction}">(x, i, u) }}'''
+    )  # fmt: skip
+    (segment,) = partition.plan(model, targets.get("native")).segments
+    assert isinstance(segment, Fallback)
+    assert re.search(why, segment.reason)
+
+
+class Edges(torch.nn.Module):
+    """Messages of the edges of a graph, at their ends."""
+
+    def __init__(self, reduce: str, is_included: bool) -> None:
+        super().__init__()
+        self.reduce, self.is_included = reduce, is_included
+        self.message, self.out = torch.nn.Linear(16, 24), torch.nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor, source: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        index, y = to[:, None].expand(-1, 24), torch.full((20, 24), 0.3)
+        messages = self.message(x)[source]
+        y = y.scatter_reduce(0, index, messages, self.reduce, include_self=self.is_included)
+        return self.out(y)
+
+
+@pytest.mark.parametrize("is_included", [True, False])
+@pytest.mark.parametrize("reduce", ["sum", "prod", "mean", "amax", "amin"])
+def test_messages_of_a_graph(reduce: str, is_included: bool) -> None:
+    torch.manual_seed(0)
+    model = Edges(reduce, is_included).eval()
+    inputs = torch.randn(20, 16), torch.randint(0, 20, (60,)), torch.randint(0, 12, (60,))
+    made = compile(model, example_inputs=inputs, keep_native=True)
+    assert made.fallback_nodes == []
+    steps = [step.kernel for step in made.session.profile(feed_of(made, inputs))]
+    assert any(kernel.startswith("scatter_rows") for kernel in steps)
+    with torch.no_grad():
+        want = model(*inputs).numpy()
+    (found,) = made.run(None, feed_of(made, inputs))
+    np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+def feed_of(made: Compiled, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
+    names = [i.name for i in made.session.get_inputs()]
+    return {n: x.numpy() for n, x in zip(names, inputs)}
 
 
 class Cache(torch.nn.Module):
@@ -85,11 +167,10 @@ def test_a_cache_of_fixed_size() -> None:
     model = Cache().eval()
     made = compile(model, example_inputs=(x, cache, torch.tensor([5])), keep_native=True)
     assert made.fallback_nodes == []
-    names = [i.name for i in made.session.get_inputs()]
     for position in (0, 5, 15):
         given = (x, cache, torch.tensor([position]))
         with torch.no_grad():
             want = model(*given)
-        found = made.run(None, {n: t.numpy() for n, t in zip(names, given)})
+        found = made.run(None, feed_of(made, given))
         for a, b in zip(found, want):
             np.testing.assert_allclose(a, b.numpy(), atol=1e-6)

@@ -9,13 +9,7 @@ import pytest
 from sparsegraph.targets import emit, host, layout
 from sparsegraph.targets.kernel import prim_func
 from sparsegraph.targets.kernels import convert, movement
-from sparsegraph.targets.kernels.movement import (
-    Axis,
-    Call,
-    GatherElements,
-    GatherRows,
-    ScatterRows,
-)
+from sparsegraph.targets.kernels.movement import Axis, Call, GatherElements, GatherRows
 
 from sparsegraph import targets
 
@@ -246,23 +240,6 @@ def test_gather_elements(inner: int, library: host.Library) -> None:
     )
     expected = np.take_along_axis(x, indices % 7, 1)
     np.testing.assert_array_equal(y.reshape(3, 4, inner), expected)
-
-
-@pytest.mark.parametrize("reduction", movement.REDUCTIONS)
-@pytest.mark.parametrize("inner", [1, 21])
-def test_scatter_rows(reduction: str, inner: int, library: host.Library) -> None:
-    x, updates = sample((3, 4, inner)), sample((5, inner))
-    places = np.array([[0, 1], [-1, 3], [0, 1], [2, -4], [99, -99]], np.int64)
-    want = x.copy()
-    for update, (a, b) in zip(updates, [(0, 1), (2, 3), (0, 1), (2, 0), (2, 0)]):
-        if reduction == "none":
-            want[a, b] = update
-        else:
-            want[a, b] = {"add": np.add, "mul": np.multiply}[reduction](want[a, b], update)
-    kernel = ScatterRows("float32", depth=2, reduction=reduction)
-    y, sizes = host.aligned(x.copy()), (inner, 5, 3, 4 * inner, 4, inner)
-    library.call(kernel, y, host.aligned(updates), host.aligned(places), *sizes, end=1)
-    np.testing.assert_array_equal(y.reshape(x.shape), want)
 
 
 def test_axes_merge_and_turn() -> None:
