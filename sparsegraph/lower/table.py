@@ -26,6 +26,7 @@ from sparsegraph.lower.recurrent import lower_recurrent
 from sparsegraph.lower.reduce import lower_arg, lower_reduce, lower_softmax
 from sparsegraph.lower.regions import ELEMENTWISE
 from sparsegraph.lower.resize import lower_resize
+from sparsegraph.lower.sample import lower_grid_sample
 from sparsegraph.lower.scan import lower_cumsum, lower_top_k
 from sparsegraph.lower.scatter import lower_scatter, lower_scatter_elements
 from sparsegraph.lower.transposed import lower_conv_transpose, lower_depth_to_space
@@ -69,6 +70,7 @@ HANDLERS: dict[str, Callable[[Builder, ir.Node], None]] = {
     "Concat": lower_concat,
     "Gather": lower_gather,
     "GatherElements": lower_gather_elements,
+    "GridSample": lower_grid_sample,
     "ScatterND": lower_scatter,
     "ScatterElements": lower_scatter_elements,
     "Pad": lower_pad,

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from sparsegraph.targets import compiler, spec
 from sparsegraph.targets.compiler import Job, KernelError
 from sparsegraph.targets.kernel import Kernel
-from sparsegraph.targets.kernels import elementwise, movement, reduce, scatter
+from sparsegraph.targets.kernels import elementwise, movement, reduce, sample, scatter
 from sparsegraph.targets.kernels.depthwise_masked import Border, MaskedDepthwise
 from sparsegraph.targets.kernels.direct import Axis, Direct
 from sparsegraph.targets.kernels.pool import GlobalPool
@@ -37,7 +37,7 @@ WINDOW = Window((3, 3), (1, 1), (1, 1), 4, 8)
 CLIP = ("Clip", ("arg", 0), ("const", -math.inf), ("const", 6.5))
 SPECS = (
     *elementwise.KERNELS, *movement.KERNELS, *reduce.KERNELS, *scatter.KERNELS,
-    *targets.KNOWN.values(),
+    *sample.KERNELS, *targets.KNOWN.values(),
     Product("coded", 2, (4, 2), 16, epilogue=CLIP, operands=("same",)),
     MaskedDepthwise(WINDOW, Border((1, 1), 1, (True, False)), operands=("same",)),
     Direct(Axis(5, 5, 3, 1, 1), Axis(7, 4, 3, 2, 1), (1, 4)),
