@@ -18,13 +18,13 @@ from torch.export.graph_signature import TensorArgument
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from sparsegraph.decompositions import decomposed
 from sparsegraph.graph import all_names
 from sparsegraph.torch_reference import TorchReference, dense, inference
 
 _ATEN = torch.ops.aten
 _ATTENTION = _ATEN.scaled_dot_product_attention.default
 _CONV3D = _ATEN.conv3d.default
-_SCATTER = _ATEN.scatter_reduce.two
 _OPERANDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # in their order
 _DENSE = {
     _ATEN._sparse_mm.default: _ATEN.mm.default,
@@ -51,16 +51,16 @@ def export(module: Any, example_inputs: Inputs, opset: int) -> tuple[ir.Model, T
             with inference(module):
                 program = torch.export.export(module, *example)
         held.enter_context(dense([program.state_dict, program.constants]))
-        held.enter_context(_adapted(program))
+        if program is module and program.example_inputs is not None:
+            example = program.example_inputs
+        plain = decomposed(program)
+        held.enter_context(_adapted(plain))
         exported = torch.onnx.export(
-            program, dynamo=True, optimize=False, opset_version=opset, verbose=False
+            plain, dynamo=True, optimize=False, opset_version=opset, verbose=False
         )
-        names = _output_names(program)
     assert exported is not None
     model = exported.model.clone()
-    _name_outputs(model.graph, names)
-    if program is module and program.example_inputs is not None:
-        example = program.example_inputs
+    _name_outputs(model.graph, _output_names(program))
     return model, TorchReference(module, program, example, exported.exported_program)
 
 
@@ -129,13 +129,12 @@ def _adapted(program: Any) -> Iterator[None]:
     """What the exporter refuses in operators that it takes, for the duration of the block.
 
     Products of sparse matrices are those of dense ones; convolutions of three axes are written as
-    those of any number, since without a bias they get one of a wrong shape; what is scattered joins
-    what was there, since the exporter ignores the wish to leave that out, and knows no mean;
-    attention has four dimensions and as many heads of keys as of queries, where PyTorch takes any
-    number of the former and broadcasts.
+    those of any number, since without a bias they get one of a wrong shape; attention has four
+    dimensions and as many heads of keys as of queries, where PyTorch takes any number of the former
+    and broadcasts.
     """
     graph, before = program.graph, set(program.graph.nodes)
-    concerned = [n for n in graph.nodes if n.target in (_ATTENTION, _CONV3D, _SCATTER, *_DENSE)]
+    concerned = [n for n in graph.nodes if n.target in (_ATTENTION, _CONV3D, *_DENSE)]
     given = [(node, node.target, node.args, node.kwargs) for node in concerned]
     try:
         for node in concerned:
@@ -143,8 +142,6 @@ def _adapted(program: Any) -> Iterator[None]:
                 node.target = _DENSE[node.target]
             elif node.target == _CONV3D:
                 _adapt_convolution(node)
-            elif node.target == _SCATTER:
-                _adapt_scatter(graph, node)
             elif not node.kwargs.get("enable_gqa"):
                 _adapt_attention(graph, node)
         yield
@@ -155,49 +152,12 @@ def _adapted(program: Any) -> Iterator[None]:
             graph.erase_node(node)
 
 
-def _arguments(node: Any) -> list[Any]:
-    """Of a node by its operator's schema, with defaults."""
-    schema = node.target._schema.arguments
-    given = dict(zip([a.name for a in schema], node.args)) | node.kwargs
-    return [given.get(a.name, a.default_value) for a in schema]
-
-
-def _added(graph: Any, like: Any, target: Any, *args: Any) -> Any:
-    """A new node, with what the exporter asks of it."""
-    values = pytree.tree_map_only(torch.fx.Node, lambda n: n.meta["val"], args)
-    made = graph.call_function(target, args)
-    made.meta = {**like.meta, "val": target(*values)}
-    return made
-
-
-def _adapt_scatter(graph: Any, node: Any) -> None:
-    """Neutral values where something arrives, or a mean as sum over count."""
-    x, axis, index, src, reduce, is_included = _arguments(node)
-    dtype = x.meta["val"].dtype
-    if not dtype.is_floating_point or (is_included and reduce != "mean"):
-        return
-    neutral = {"prod": 1.0, "amax": -math.inf, "amin": math.inf}.get(reduce, 0.0)
-
-    def add(target: Any, *args: Any) -> Any:
-        return _added(graph, node, target, *args)
-
-    def cleared(value: Any) -> Any:
-        return value if is_included else add(_ATEN.scatter.value, value, axis, index, neutral)
-
-    with graph.inserting_before(node):
-        start = cleared(x)
-        if reduce != "mean":
-            node.args, node.kwargs = (start, axis, index, src, reduce), {"include_self": True}
-            return
-        counts = cleared(add(_ATEN.ones_like.default, x))
-        ones = add(_ATEN.ones_like.default, src)
-        total = add(_ATEN.scatter_add.default, start, axis, index, src)
-        count = add(_ATEN.scatter_add.default, counts, axis, index, ones)
-    node.target, node.args, node.kwargs = _ATEN.div.Tensor, (total, count), {}
-
-
 def _adapt_convolution(node: Any) -> None:
-    x, weight, bias, stride, padding, dilation, groups = _arguments(node)
+    schema = _CONV3D._schema.arguments
+    given = dict(zip([a.name for a in schema], node.args)) | node.kwargs
+    x, weight, bias, stride, padding, dilation, groups = (
+        given.get(a.name, a.default_value) for a in schema
+    )
     node.target = _ATEN.convolution.default
     node.args = (x, weight, bias, stride, padding, dilation, False, [0, 0, 0], groups)
     node.kwargs = {}
@@ -214,7 +174,9 @@ def _adapt_attention(graph: Any, node: Any) -> None:
         value = x.meta["val"]
         if value.shape == torch.Size(wanted):
             return x
-        return _added(graph, x, target, x, list(wanted))
+        made = graph.call_function(target, (x, list(wanted)))
+        made.meta = {**x.meta, "val": target(value, list(wanted))}
+        return made
 
     with graph.inserting_before(node):
         for name in _OPERANDS[: 3 if len(heads) == 2 else 4]:

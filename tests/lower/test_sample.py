@@ -28,7 +28,9 @@ def sampled(
     return parse(text, opset=20)
 
 
-@pytest.mark.parametrize(("mode", "padding", "aligned"), list(itertools.product(MODES, PADDINGS, (0, 1))))
+@pytest.mark.parametrize(
+    ("mode", "padding", "aligned"), list(itertools.product(MODES, PADDINGS, (0, 1)))
+)
 def test_modes(mode: str, padding: str, aligned: int) -> None:
     """Nearest pixels are asked for away from the middle between two, where rounding decides."""
     for shape, points in (((2, 19, 5, 8), (3, 7)), ((3, 2, 4, 6), (9, 2))):
