@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from sparsegraph import decompositions
 from sparsegraph.capture import capture
-from sparsegraph.errors import CaptureError
+from sparsegraph.errors import CaptureError, VerifyError
 from sparsegraph.verify import compare, run_onnx
 
 torch = pytest.importorskip("torch")
@@ -176,3 +177,100 @@ def test_a_failure_is_one_message(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CaptureError, match=r"'Branch'.*data-dependent.*Fix: choose"):
         capture(Branch(), (torch.randn(3),))
     assert capfd.readouterr() == ("", "")
+
+
+class Mean(nn.Module):
+    """The exporter takes a mean for a replacement."""
+
+    def forward(self, x: Any, index: Any) -> Any:
+        y = torch.zeros_like(x).scatter_reduce(0, index, x, "mean", include_self=False)
+        return torch.tanh(y)
+
+
+def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(3, 4), torch.zeros(3, 4, dtype=torch.int64)
+    assert capture(Mean(), inputs)
+    monkeypatch.setattr(decompositions, "TABLE", {})
+    at = r"Mean.*differ by .*PyTorch's, first at node '.*' \(ScatterElements\), need <= 1e-04"
+    with pytest.raises(VerifyError, match=at):
+        capture(Mean(), inputs)
+    assert capture(Mean(), inputs, check=False)
+
+
+class Far(nn.Module):
+    """Computes something else when it is exported."""
+
+    def forward(self, x: Any) -> Any:
+        return x * (2 if torch.compiler.is_exporting() else 1)
+
+
+def test_a_program_of_other_outputs_is_refused() -> None:
+    with pytest.raises(VerifyError, match=r"Far.*as they do in the program that torch\.export"):
+        capture(Far(), (torch.randn(2, 3),))
+
+
+class Kept(nn.Module):
+    """Counts its calls in a buffer, takes its inputs by name, and clears one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.calls += 1
+        y = self.dropout(a - b) / self.calls.clamp(max=1)
+        a.zero_()
+        return y
+
+
+def test_nothing_changes_by_the_comparison() -> None:
+    net, inputs = Kept().train(), {"b": torch.rand(3), "a": torch.rand(3) + 2}
+    before = {name: x.clone() for name, x in inputs.items()}
+    model = capture(net, inputs)
+    assert net.calls == 0
+    assert net.dropout.training
+    for name, x in inputs.items():
+        assert torch.equal(x, before[name])
+    feed = {name: x.numpy() for name, x in inputs.items()}
+    found = next(
+        iter(run_onnx(model, {str(v.name): feed[str(v.name)] for v in model.graph.inputs}).values())
+    )
+    assert compare(found, feed["a"] - feed["b"]) < 1e-6
+
+
+class Best(nn.Module):
+    """The places of the best of values that are nearly all equal."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.topk((x * 1e-9 + 1.0).round(), 3).indices + 1
+
+
+class Noise(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x + torch.rand_like(x)
+
+
+@pytest.mark.parametrize("net", [Best(), Noise()])
+def test_what_cannot_be_compared_is_captured(net: Any) -> None:
+    assert capture(net, (torch.randn(2, 50),))
+
+
+def test_coarse_numbers_are_compared_as_such() -> None:
+    x = torch.randn(4, 64)
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)).to(dtype)
+        assert capture(net, (x.to(dtype),))
+        with pytest.raises(VerifyError):
+            capture(Far(), (x.to(dtype),))
+
+
+def test_a_program_of_any_size_is_compared_at_the_bound_one() -> None:
+    size = torch.export.Dim("n", min=2, max=64)
+    program = torch.export.export(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (torch.rand(3, 4),), dynamic_shapes=({0: size},)
+    )
+    free = next(iter(program.range_constraints))
+    model = capture(program, (), shapes={str(free): 7})
+    assert tuple(model.graph.outputs[0].shape) == (7, 8)
