@@ -7,10 +7,13 @@ A constant operand goes to the right, where it is the weight of a layer; its tra
 later. Labels that only one operand has, and not the result, are summed first. Where no label is
 summed over both operands, or no other is left to one of them alone, Mul and ReduceSum do.
 
-Declines when: there are not two operands, the equation has an ellipsis or a label twice in a term,
-one label has two sizes, a shape is unknown, or the numbers are no floats.
+An ellipsis is spelled out first.
+
+Declines when: there are not two operands, the equation has a label twice in a term, one label has
+two sizes (an ellipsis that is broadcast), a shape is unknown, or the numbers are no floats.
 """
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,11 +58,14 @@ class ExpandEinsum(RewritePass):
         labels = operands.split(",")
         if len(labels) != 2 or len(node.inputs) != 2:
             return decline(node, f"{len(node.inputs)} operands, 2 are needed")
-        if "." in equation or any(len(set(one)) < len(one) for one in (*labels, result)):
-            return decline(node, f"equation {equation}: an ellipsis or a repeated label")
-        if not arrow:
-            result = "".join(sorted(set(labels[0]) ^ set(labels[1])))
         shapes = [static_shape(v) for v in node.inputs]
+        if not arrow:
+            named = [set(term.replace(".", "")) for term in labels]
+            result = "".join(sorted(named[0] ^ named[1]))
+            result = "..." * ("..." in operands) + result
+        *labels, result = _spelled_out([*labels, result], shapes)
+        if any(len(set(one)) < len(one) for one in (*labels, result)):
+            return decline(node, f"equation {equation}: a repeated label")
         sizes: dict[str, int] = {}
         for term, shape in zip(labels, shapes, strict=True):
             if shape is None or len(shape) != len(term):
@@ -89,6 +95,14 @@ class ExpandEinsum(RewritePass):
         else:
             made = job.elementwise(left, right, batch + rows + columns, inner)
         return [job.turned(made, found.result)]
+
+
+def _spelled_out(terms: list[str], shapes: Sequence[Sequence[int] | None]) -> list[str]:
+    """The terms with an unused letter per axis of an ellipsis, of which ONNX gives each as many."""
+    spare = [c for c in string.ascii_letters if not any(c in term for term in terms)]
+    pairs = ((t, s) for t, s in zip(terms, shapes) if s is not None and "..." in t)
+    n = max((len(shape) - len(term) + len("...") for term, shape in pairs), default=0)
+    return [term.replace("...", "".join(spare[:n])) for term in terms]
 
 
 @dataclass(frozen=True)

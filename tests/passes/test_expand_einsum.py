@@ -50,6 +50,25 @@ def test_products_of_matrices(equation: str, constant: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("operands", "equation", "out"),
+    [
+        ("float[2,3,4] x, float[4,5] z", "...ij,jk->...ik", "2,3,5"),
+        ("float[2,3,4] x, float[2,3,5] z", "...ij,...ik->...jk", "2,4,5"),
+        ("float[6,2,3,4] x, float[6,2,5,4] z", "...pd,...qd->p...q", "3,6,2,5"),
+        ("float[3,6,2,4] x, float[4,5] z", "a...d,dk", "6,2,3,5"),
+        ("float[3,4] x, float[4,5] z", "...d,dk->...k", "3,5"),
+        ("float[3,4] x, float[4,5] z", "...ij,...jk->...ik", "3,5"),
+        ("float[6,5,3] x, float[2,6,5] z", "...a,b...->...", "6,5"),
+    ],
+)
+def test_an_ellipsis_is_spelled_out(operands: str, equation: str, out: str) -> None:
+    text = f"""g ({operands}) => (float[{out}] y) {{ y = Einsum<equation="{equation}">(x, z) }}"""
+    result = run(ExpandEinsum(), text)
+    assert result.n_applied == 1
+    assert "Einsum" not in result.ops
+
+
+@pytest.mark.parametrize(
     ("equation", "ops"),
     [
         ("bi,bj->bij", ["Reshape", "Reshape", "Mul"]),
@@ -87,13 +106,13 @@ def test_attention_in_einsums_becomes_one_node() -> None:
     ("inputs", "equation", "reason"),
     [
         ("float[3,3] x, float[3,4] z", "ii,ij->j", "a repeated label"),
-        ("float[2,3,4] x, float[4,5] z", "...ij,jk->...ik", "an ellipsis"),
+        ("float[2,3,4] x, float[1,4,5] z", "...ij,...jk->...ik", "label a has sizes 2 and 1"),
         ("float[2,1] x, float[3,4] z", "ij,jk->ik", "label j has sizes 1 and 3"),
         ("int32[2,3] x, int32[3,4] z", "ij,jk->ik", "no floats"),
     ],
 )
 def test_what_is_declined(inputs: str, equation: str, reason: str) -> None:
-    out = {"ii,ij->j": "float[4]", "...ij,jk->...ik": "float[2,3,5]"}.get(equation, "float[2,4]")
+    out = {"ii,ij->j": "float[4]", "...ij,...jk->...ik": "float[2,3,5]"}.get(equation, "float[2,4]")
     text = f"""g ({inputs}) => ({out.replace("float", inputs.partition("[")[0])} y) {{
         y = Einsum<equation="{equation}">(x, z) }}"""
     result = run(ExpandEinsum(), text)
