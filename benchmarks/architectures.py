@@ -170,6 +170,10 @@ def _torchvision(name: str, size: int | Sequence[int]) -> tuple[nn.Module, dict[
 def _transformers(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     library = importlib.import_module("transformers")
     given = {key: value for key, value in options.items() if key not in ("kind", "config")}
+    for key, value in given.items():
+        if isinstance(value, dict):  # the backbone of a detector
+            inner = {k: v for k, v in value.items() if k != "config"}
+            given[key] = getattr(library, value["config"])(**inner)
     config = options.get("config", re.sub(_HEADS, "Config", name))
     module = getattr(library, name)(getattr(library, config)(**given))
     return module, _inputs(options["kind"], given)
