@@ -97,7 +97,7 @@ class Native:
         n_segments = self.library.sg_n_segments()
         sizes = [self.library.sg_workspace_bytes(i, threads) for i in range(n_segments)]
         self.workspace_bytes = max(sizes, default=0)
-        self.free: list[Array] = []  # workspaces of calls that ended
+        self.free: list[tuple[Array, int]] = []  # workspaces no longer in use, and where they lie
         self.pool: Any = None
         self.process = 0
 
@@ -137,19 +137,20 @@ class Native:
         if self.threads > 1 and self.process != os.getpid():
             self._start_pool()
         try:
-            workspace = self.free.pop()
+            workspace, address = self.free.pop()
         except IndexError:
             workspace = np.zeros(self.workspace_bytes, np.uint8)
+            address = int(workspace.ctypes.data)
         status = self.library.sg_profile(
             segment,
             self.weights_address if weights is None else weights,
-            workspace.ctypes.data,
+            address,
             inputs,
             outputs,
             self.pool,
             seconds,
         )
-        self.free.append(workspace)
+        self.free.append((workspace, address))
         if status:
             self.fail(status)
 
@@ -205,8 +206,8 @@ class _NativeSegment(_Segment):
         self, values: dict[str, Array], times: list[StepTime] | None, weights: int | None
     ) -> None:
         outputs = [np.empty(b.shape, b.dtype) for b in self.outputs]
-        inputs = self.input_pointers(*[values[name].ctypes.data for name in self.inputs])
-        results = self.output_pointers(*[a.ctypes.data for a in outputs])
+        inputs = self.input_pointers(*[_address(values[name]) for name in self.inputs])
+        results = self.output_pointers(*map(_address, outputs))
         seconds = None if times is None else (ctypes.c_double * len(self.steps))()
         self.native.call(self.index, inputs, results, seconds, weights)
         for border, array in zip(self.outputs, outputs):
@@ -216,6 +217,14 @@ class _NativeSegment(_Segment):
                 StepTime(tuple(s["nodes"]), s["kernel"], s["detail"], t)
                 for s, t in zip(self.steps, seconds)
             ]
+
+
+def _address(array: Any) -> int:
+    """Where an array lies; `array.ctypes` takes five times as long, .6 us of a call of 5."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # it is empty, or must not be written to
+        return int(array.ctypes.data)
 
 
 class _FallbackSegment(_Segment):

@@ -62,12 +62,12 @@ def every_kernel_compiles() -> None:
     module.LEAVE_REFUSED = False
 
 
-def guarded_workspace(n_bytes: int, content: int = 0) -> np.ndarray:
-    """Bytes of one value between two stretches of another."""
+def guarded_workspace(n_bytes: int, content: int = 0) -> tuple[np.ndarray, int]:
+    """Bytes of one value between two stretches of another, and their address."""
     whole = np.full(n_bytes + 2 * GUARD, UNTOUCHED, np.uint8)
     inner = whole[GUARD:-GUARD]
     inner[:] = content
-    return inner
+    return inner, inner.ctypes.data
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,7 +83,7 @@ def no_run_writes_beside_its_workspace() -> Iterator[None]:
 
     def call_guarded(self: Native, *args: Any) -> None:
         call(self, *args)
-        for whole in (w.base for w in self.free if w.base is not None):
+        for whole in (w.base for w, _ in self.free if w.base is not None):
             assert (whole[:GUARD] == UNTOUCHED).all(), "a run wrote before its workspace"
             assert (whole[-GUARD:] == UNTOUCHED).all(), "a run wrote behind its workspace"
 
