@@ -6,7 +6,6 @@ there with the same outputs, and a shape and dtype on every value but those whos
 run-time data. Nothing is folded yet.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from sparsegraph import isolate
-from sparsegraph.errors import CaptureError, SparsegraphError, VerifyError, message
+from sparsegraph.errors import CaptureError, SparsegraphError, brief, message
 from sparsegraph.graph import all_names, all_values, is_op, opset, static_shape
 from sparsegraph.onnx_file import (
     check_external_data,
@@ -30,24 +29,12 @@ from sparsegraph.passes.spread_masks import SpreadMasks
 from sparsegraph.passes.widen_half import WidenHalf
 from sparsegraph.rewrite import Fuel
 from sparsegraph.shapes import Shapes, bind, fill_from_run
-from sparsegraph.verify import (
-    TOLERANCE,
-    TOLERANCE_HALF,
-    Feed,
-    Session,
-    compare,
-    feeds_for,
-    is_wide,
-    tapped,
-    tells,
-    tolerance,
-)
+from sparsegraph.verify import Session, compare, feeds_for, tolerance
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 OPSET = 23  # the first with Attention; also has Gelu (20) and LayerNormalization (17)
 OLDEST_OPSET = 7
-_ROUGH = 0.1  # beside PyTorch's bfloat16: 8 significant bits, layer after layer
 MIN_IR_VERSION = 10  # ONNX Runtime accepts opset 23 from here on
 MAX_IR_VERSION = 11  # ONNX Runtime lags behind onnx; later ones only add types we do not take
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -80,7 +67,7 @@ def load(source: Source, shapes: Shapes | None = None) -> ir.Model:
         raise
     except Exception as error:
         raise CaptureError(
-            message("model", name, _brief(error), "a valid ONNX model", "export it again")
+            message("model", name, brief(error), "a valid ONNX model", "export it again")
         ) from error
 
 
@@ -111,12 +98,12 @@ def capture(
     try:
         model, reference = exporter.export(module, example_inputs, OPSET)
     except Exception as error:
-        found = _brief(error)
+        found = brief(error)
         fix = next((hint for word, hint in _HINTS.items() if word in found), "see torch.export")
         raise CaptureError(message("module", name, found, "an exportable module", fix)) from error
     model = _normalize(model, name, shapes or {}, has_true_shapes=True)
     if check:
-        _compare_with_torch(model, reference, name)
+        reference.judge(model, name)
     return model
 
 
@@ -277,7 +264,7 @@ def _raise_opset(model: ir.Model) -> ir.Model:
         raised.ir_version = model.ir_version
         reason = _difference(raised, model)
     except Exception as error:  # any failure of the converter has one consequence: not raised
-        reason = _brief(error)
+        reason = brief(error)
     if reason:
         model.graph.metadata_props["sparsegraph.opset_kept"] = reason
         return model
@@ -319,52 +306,3 @@ def _difference(raised: ir.Model, model: ir.Model) -> str:
         if error > tolerance(want):
             return f"outputs of the converted model differ by {error:.1e}"
     return ""
-
-
-def _compare_with_torch(model: ir.Model, reference: Any, name: str) -> None:
-    """Compare with a `TorchReference`, unless last bits or ties decide.
-
-    A model that ONNX Runtime cannot run is refused later, by whoever needs it.
-    """
-    shapes = {str(v.name): static_shape(v) or () for v in model.graph.inputs}
-    feed = reference.feed(shapes)
-    want = dict(zip([str(v.name) for v in model.graph.outputs], reference.run(feed), strict=True))
-    try:
-        theirs = Session(model).run(feed)
-    except SparsegraphError:
-        return
-    error = compare(theirs, want)
-    limit = _ROUGH if reference.has_bfloat16 else TOLERANCE if is_wide(model) else TOLERANCE_HALF
-    if error <= limit or not tells(model, feed, theirs, limit):
-        return
-    if compare(dict(zip(want, reference.run(feed), strict=True)), want) > 0:
-        return  # random: no two runs agree
-    first = _first_difference(model, reference, feed, limit)
-    if first is not None and is_op(first, "TopK", "ArgMax", "ArgMin"):
-        return  # of equal values either is right
-    found = f"outputs that differ by {error:.1e} of the largest from PyTorch's"
-    if first is None:
-        found += ", as they do in the program that torch.export made"
-        fix = "let the module compute the same when it is traced"
-    else:
-        found += f", first at node '{first.name}' ({first.op_type})"
-        fix = "write that step in other operators, and report it to PyTorch, whose exporter did it"
-    raise VerifyError(message("module", name, found, f"<= {limit:.0e}", fix))
-
-
-def _first_difference(model: ir.Model, reference: Any, feed: Feed, limit: float) -> ir.Node | None:
-    """The first node one of whose outputs is not PyTorch's, if any inner value tells."""
-    nodes = {str(v.name): n for n in model.graph for v in n.outputs}
-    values = [v for v in all_values(model.graph) if v.name in nodes]
-    with tapped(model, values):
-        found = Session(model).run(feed)
-    first = reference.first(feed, lambda n, v: n in found and compare(found[n], v) > limit)
-    return nodes.get(first)
-
-
-def _brief(error: BaseException) -> str:
-    """The innermost cause in one line, without terminal colours."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return " ".join(text.split())[:300] or type(error).__name__

@@ -57,6 +57,13 @@ def message(what: str, name: str, found: object, need: object, fix: str) -> str:
     return f"{what} '{name}': found {found}, need {need}. Fix: {fix}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What another library says, without line breaks and colours."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:400]
+
+
+def brief(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)[:300] or type(error).__name__

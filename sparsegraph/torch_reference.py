@@ -9,11 +9,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
-from sparsegraph.verify import Feed
+from sparsegraph.errors import CaptureError, SparsegraphError, VerifyError, brief, message
+from sparsegraph.graph import all_values, is_op, static_shape
+from sparsegraph.verify import (
+    TOLERANCE,
+    TOLERANCE_HALF,
+    Feed,
+    Session,
+    compare,
+    is_wide,
+    tapped,
+    tells,
+)
+
+_ROUGH = 0.1  # beside PyTorch's bfloat16: 8 significant bits, layer after layer
 
 
 class TorchReference:
@@ -55,7 +69,54 @@ class TorchReference:
             result = torch.func.functional_call(module, buffers, args, kwargs)
         return [_array(x) for x, name in zip(pytree.tree_leaves(result), self._outputs) if name]
 
-    def first(self, feed: Feed, is_wanted: Callable[[str, np.ndarray], bool]) -> str | None:
+    def judge(self, model: ir.Model, name: str) -> None:
+        """Compare the captured model of a module of this name, unless last bits or ties decide.
+
+        A model that ONNX Runtime cannot run is refused later, by whoever needs it.
+
+        Raises:
+            CaptureError: the module does not run on its example inputs.
+            VerifyError: outputs differ; names the first node that does.
+        """
+        shapes = {str(v.name): static_shape(v) or () for v in model.graph.inputs}
+        names = [str(v.name) for v in model.graph.outputs]
+        try:
+            feed = self.feed(shapes)
+            want = dict(zip(names, self.run(feed), strict=True))
+        except Exception as error:  # of the module, for any reason
+            need, fix = "a module that runs on its example inputs", "correct one or the other"
+            raise CaptureError(message("module", name, brief(error), need, fix)) from error
+        try:
+            theirs = Session(model).run(feed)
+        except SparsegraphError:
+            return
+        distance = compare(theirs, want)
+        limit = _ROUGH if self.has_bfloat16 else TOLERANCE if is_wide(model) else TOLERANCE_HALF
+        if distance <= limit or not tells(model, feed, theirs, limit):
+            return
+        if compare(dict(zip(names, self.run(feed))), want) > 0:
+            return  # random: no two runs agree
+        first = self._first_difference(model, feed, limit)
+        if first is not None and is_op(first, "TopK", "ArgMax", "ArgMin"):
+            return  # of equal values either is right
+        found = f"outputs that differ by {distance:.1e} of the largest from PyTorch's"
+        if first is None:
+            found += ", as they do in the program that torch.export made"
+            fix = "let the module compute the same when it is traced"
+        else:
+            found += f", first at node '{first.name}' ({first.op_type})"
+            fix = "write that step in other operators, and report it to PyTorch's exporter"
+        raise VerifyError(message("module", name, found, f"<= {limit:.0e}", fix))
+
+    def _first_difference(self, model: ir.Model, feed: Feed, limit: float) -> ir.Node | None:
+        """The first node one of whose outputs is not PyTorch's, if any inner value tells."""
+        nodes = {str(v.name): n for n in model.graph for v in n.outputs}
+        with tapped(model, [v for v in all_values(model.graph) if v.name in nodes]):
+            found = Session(model).run(feed)
+        first = self._first(feed, lambda n, v: n in found and compare(found[n], v) > limit)
+        return None if first is None else nodes[first]
+
+    def _first(self, feed: Feed, is_wanted: Callable[[str, np.ndarray], bool]) -> str | None:
         """The name of the first inner value that is wanted, in the order of computation."""
         found: list[str] = []
 

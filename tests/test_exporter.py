@@ -209,6 +209,18 @@ def test_a_program_of_other_outputs_is_refused() -> None:
         capture(Far(), (torch.randn(2, 3),))
 
 
+class Tracing(nn.Module):
+    """Runs only where it is exported."""
+
+    def forward(self, x: Any) -> Any:
+        return x + 1 if torch.compiler.is_exporting() else x + self.missing
+
+
+def test_a_module_that_does_not_run() -> None:
+    with pytest.raises(CaptureError, match=r"Tracing.*no attribute 'missing'.*runs on its example"):
+        capture(Tracing(), (torch.randn(2, 3),))
+
+
 class Kept(nn.Module):
     """Counts its calls in a buffer, takes its inputs by name, and clears one of them."""
 

@@ -92,18 +92,48 @@ def test_elements(
 
 
 @pytest.mark.parametrize(
-    ("shape", "given", "type_", "why"),
+    ("shape", "source", "whole", "kernel"),
     [
-        ((4, 6, 5), (4, 3, 4), "float", r"indices \(4, 3, 4\) of data \(4, 6, 5\)"),
-        ((4, 6, 5), (4, 6, 5), "bool", "reduction 'max' of bool"),
+        ((7, 3, 5), (4, 1, 1), (4, 3, 5), "scatter_rows"),
+        ((7, 3, 5), (4, 1, 1), (4, 2, 5), "scatter_elements"),
+        ((7, 3, 5), (4, 1, 5), (4, 3, 5), "scatter_elements"),
+        ((7, 3, 5), (1, 1, 1), (4, 3, 5), "scatter_elements"),
     ],
 )
-def test_what_is_left(shape: tuple[int, ...], given: tuple[int, ...], type_: str, why: str) -> None:
-    kept, taken = ",".join(map(str, shape)), ",".join(map(str, given))
+def test_repeated_indices(
+    shape: tuple[int, ...], source: tuple[int, ...], whole: tuple[int, ...], kernel: str
+) -> None:
+    """What is the same behind the axis is a scatter of rows."""
+    kept, few, taken = (",".join(map(str, one)) for one in (shape, source, whole))
+    model = parse(
+        f"""g (float[{kept}] x, int64[{few}] k, float[{taken}] u) => (float[{kept}] y) {{
+        i = Expand(k, s)  t = ScatterElements<axis=0, reduction="add">(x, i, u)
+        y = Relu(t) }}""",
+        s=np.array(whole),
+    )
+    made = compile(ir.to_proto(model), keep_native=True)
+    feed = {"x": rng().standard_normal(shape), "u": rng().standard_normal(whole)}
+    feed = {name: array.astype(np.float32) for name, array in feed.items()}
+    feed["k"] = rng().integers(0, 7, source)
+    steps = [step.kernel for step in made.session.profile(feed)]
+    assert any(step.startswith(kernel) for step in steps)
+    np.testing.assert_allclose(made.run(None, feed)[0], run_onnx(model, feed)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "axis", "type_", "why"),
+    [
+        ((4, 3, 4), 0, "float", r"indices \(4, 3, 4\) of data \(4, 6, 5\)"),
+        ((4, 3, 2), 2, "float", r"indices \(4, 3, 2\) of data \(4, 6, 5\)"),
+        ((4, 6, 5), 0, "bool", "reduction 'max' of bool"),
+    ],
+)
+def test_what_is_left(given: tuple[int, ...], axis: int, type_: str, why: str) -> None:
+    kept, taken = "4,6,5", ",".join(map(str, given))
     reduction = "max" if type_ == "bool" else "none"
     model = parse(
         f'''g ({type_}[{kept}] x, int64[{taken}] i, {type_}[{taken}] u) => ({type_}[{kept}] y) {{
-        y = ScatterElements<axis=0, reduction="{reduction}">(x, i, u) }}'''
+        y = ScatterElements<axis={axis}, reduction="{reduction}">(x, i, u) }}'''
     )  # fmt: skip
     (segment,) = partition.plan(model, targets.get("native")).segments
     assert isinstance(segment, Fallback)
