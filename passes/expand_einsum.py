@@ -1,4 +1,4 @@
-"""Write an Einsum of two operands as a MatMul, or as a product and a sum.
+"""Write an Einsum of two operands as a MatMul, or as a product and a sum; of one as a transpose.
 
     y = Einsum<equation="bqhd,bkhd->bhqk">(q, k)
         ->  a = Transpose(q); b = Transpose(k); y = MatMul(a, b)        (a: [b,h,q,d], b: [b,h,d,k])
@@ -9,11 +9,12 @@ summed over both operands, or no other is left to one of them alone, Mul and Red
 
 An ellipsis is spelled out first.
 
-Declines when: there are not two operands, the equation has a label twice in a term, one label has
+Declines when: there are more operands, the equation has a label twice in a term, one label has
 two sizes (an ellipsis that is broadcast), a shape is unknown, or the numbers are no floats.
 """
 
 import string
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,10 +36,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Found:
-    """Both terms, the labels of the result, and the size of every label."""
+    """One term or two, the labels of the result, and the size of every label."""
 
     left: Term
-    right: Term
+    right: Term | None
     result: str
     sizes: dict[str, int]
 
@@ -56,13 +57,13 @@ class ExpandEinsum(RewritePass):
         equation = str(attribute(node, "equation", "")).replace(" ", "")
         operands, arrow, result = equation.partition("->")
         labels = operands.split(",")
-        if len(labels) != 2 or len(node.inputs) != 2:
-            return decline(node, f"{len(node.inputs)} operands, 2 are needed")
+        if len(labels) not in (1, 2) or len(node.inputs) != len(labels):
+            return decline(node, f"{len(node.inputs)} operands, more than 2")
         shapes = [static_shape(v) for v in node.inputs]
         if not arrow:
-            named = [set(term.replace(".", "")) for term in labels]
-            result = "".join(sorted(named[0] ^ named[1]))
-            result = "..." * ("..." in operands) + result
+            named = Counter(operands.replace(".", "").replace(",", ""))
+            once = "".join(sorted(label for label, n in named.items() if n == 1))
+            result = "..." * ("..." in operands) + once
         *labels, result = _spelled_out([*labels, result], shapes)
         if any(len(set(one)) < len(one) for one in (*labels, result)):
             return decline(node, f"equation {equation}: a repeated label")
@@ -73,17 +74,21 @@ class ExpandEinsum(RewritePass):
             for label, size in zip(term, shape, strict=True):
                 if sizes.setdefault(label, size) != size:
                     return decline(node, f"label {label} has sizes {sizes[label]} and {size}")
-        one, other = node.inputs
-        if one is None or other is None or one.dtype not in FLOAT_DTYPES:
+        values = [value for value in node.inputs if value is not None]
+        if any(value.dtype not in FLOAT_DTYPES for value in values):
             return decline(node, "the numbers are no floats")
-        left, right = Term(one, labels[0]), Term(other, labels[1])
-        if is_constant(one) and not is_constant(other):
-            left, right = right, left
-        return Found(left, right, result, sizes)
+        terms = [Term(value, term) for value, term in zip(values, labels, strict=True)]
+        terms.sort(key=lambda term: is_constant(term.value))
+        return Found(terms[0], terms[1] if len(terms) > 1 else None, result, sizes)
 
     def rewrite(self, found: Found, build: Builder) -> Sequence[ir.Value]:
         """Sort the labels, multiply, sort them back."""
         job = _Job(found, build)
+        if found.right is None:
+            gone = "".join(c for c in found.left.labels if c not in found.result)
+            made = job.turned(job.reduced(found.left, gone) if gone else found.left, found.result)
+            is_same = made is found.left.value
+            return [build.op("Identity", [made], like=made) if is_same else made]
         left, right = job.summed(found.left, found.right), job.summed(found.right, found.left)
         both = [c for c in left.labels if c in right.labels]
         batch = "".join(c for c in found.result if c in both)

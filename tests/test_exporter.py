@@ -263,9 +263,23 @@ class Noise(nn.Module):
         return x + torch.rand_like(x)
 
 
-@pytest.mark.parametrize("net", [Best(), Noise()])
+class Rounding(nn.Module):
+    """What two orders of one sum round to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(50, 8))
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.w - x.flip(-1) @ self.w.flip(0)
+
+
+@pytest.mark.parametrize("net", [Best(), Noise(), Rounding()])
 def test_what_cannot_be_compared_is_captured(net: Any) -> None:
-    assert capture(net, (torch.randn(2, 50),))
+    x = torch.randn(2, 50)
+    assert capture(net, (x,))
+    in_training = nn.Sequential(nn.Linear(50, 8), nn.Dropout(0.5)).train()
+    assert capture(torch.export.export(in_training, (x,)), ())
 
 
 def test_coarse_numbers_are_compared_as_such() -> None:

@@ -50,6 +50,24 @@ def test_products_of_matrices(equation: str, constant: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "equation", "out", "ops"),
+    [
+        ("1,2,3,2,2,4", "nhwpqc->nchpwq", "1,4,2,2,3,2", ["Transpose"]),
+        ("2,3,4", "abc->b", "3", ["ReduceSum"]),
+        ("2,3,4", "abc->ca", "4,2", ["ReduceSum", "Transpose"]),
+        ("2,3,4", "...ab->...ba", "2,4,3", ["Transpose"]),
+        ("3,4", "ba", "4,3", ["Transpose"]),
+        ("3,4", "ab", "3,4", ["Identity"]),
+    ],
+)
+def test_one_operand(shape: str, equation: str, out: str, ops: list[str]) -> None:
+    text = (
+        f"""g (float[{shape}] x) => (float[{out}] y) {{ y = Einsum<equation="{equation}">(x) }}"""
+    )
+    assert run(ExpandEinsum(), text).ops == ops
+
+
+@pytest.mark.parametrize(
     ("operands", "equation", "out"),
     [
         ("float[2,3,4] x, float[4,5] z", "...ij,jk->...ik", "2,3,5"),
