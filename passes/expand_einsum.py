@@ -86,9 +86,8 @@ class ExpandEinsum(RewritePass):
         job = _Job(found, build)
         if found.right is None:
             gone = "".join(c for c in found.left.labels if c not in found.result)
-            made = job.turned(job.reduced(found.left, gone) if gone else found.left, found.result)
-            is_same = made is found.left.value
-            return [build.op("Identity", [made], like=made) if is_same else made]
+            y = job.turned(job.reduced(found.left, gone) if gone else found.left, found.result)
+            return [build.op("Identity", [y], like=y) if y is found.left.value else y]
         left, right = job.summed(found.left, found.right), job.summed(found.right, found.left)
         both = [c for c in left.labels if c in right.labels]
         batch = "".join(c for c in found.result if c in both)

@@ -94,8 +94,6 @@ class TorchReference:
         limit = _ROUGH if self.has_bfloat16 else TOLERANCE if is_wide(model) else TOLERANCE_HALF
         if distance <= limit or not tells(model, feed, theirs, limit):
             return
-        if compare(dict(zip(names, self.run(feed))), want) > 0:
-            return  # random: no two runs agree
         first = self._first_difference(model, feed, limit)
         if first is not None and is_op(first, "TopK", "ArgMax", "ArgMin"):
             return  # of equal values either is right
