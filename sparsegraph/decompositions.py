@@ -72,11 +72,12 @@ def _scatter_reduce(
     x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True
 ) -> Any:
     """Neutral values where something arrives, or a mean as sum over count."""
-    if not x.dtype.is_floating_point or (include_self and reduce != "mean"):
+    if reduce == "mean" and not x.dtype.is_floating_point:
+        return NotImplemented
+    if reduce != "mean" and include_self:
         return NotImplemented
     if not include_self:
-        neutral = {"prod": 1.0, "amax": -math.inf, "amin": math.inf}.get(reduce, 0.0)
-        x = x.scatter(dim, index, neutral)
+        x = x.scatter(dim, index, _neutral(reduce, x.dtype))
     if reduce != "mean":
         return x.scatter_reduce(dim, index, src, reduce)
     counts = torch.ones_like(x)
@@ -84,6 +85,17 @@ def _scatter_reduce(
         counts = counts.scatter(dim, index, 0.0)
     counts = counts.scatter_add(dim, index, torch.ones_like(src))
     return x.scatter_add(dim, index, src) / counts
+
+
+def _neutral(reduce: str, dtype: Any) -> float:
+    """What changes nothing that it is joined with."""
+    if reduce in ("amax", "amin"):
+        is_float = dtype.is_floating_point
+        ends = (
+            (-math.inf, math.inf) if is_float else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        )
+        return ends[reduce == "amin"]
+    return 1 if reduce == "prod" else 0
 
 
 TABLE: dict[Any, Callable[..., Any]] = {

@@ -27,6 +27,7 @@ class Bags(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.bag, self.out = nn.EmbeddingBag(30, 16, **options), nn.Linear(16, 4)
+        nn.init.uniform_(self.bag.weight, -1, 1)  # the row of the padding, too
 
     def forward(self, *inputs: Any) -> Any:
         weights = inputs[1] if len(inputs) > 1 and inputs[1].is_floating_point() else None
@@ -56,6 +57,8 @@ class Products(nn.Module):
         self.dim, self.dtype, self.out = dim, dtype, nn.Linear(6, 4)
 
     def forward(self, x: Any) -> Any:
+        if self.dtype is not None:
+            x = (x * 3).to(torch.int32)
         return self.out(torch.cumprod(x, self.dim, dtype=self.dtype))
 
 

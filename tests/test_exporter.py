@@ -300,3 +300,13 @@ def test_a_program_of_any_size_is_compared_at_the_bound_one() -> None:
     free = next(iter(program.range_constraints))
     model = capture(program, (), shapes={str(free): 7})
     assert tuple(model.graph.outputs[0].shape) == (7, 8)
+
+
+def test_a_wrong_graph_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = torch.export.Dim("n", min=2, max=64)
+    inputs = torch.randn(3, 4), torch.zeros(3, 4, dtype=torch.int64)
+    program = torch.export.export(Mean(), inputs, dynamic_shapes=({0: size}, {0: size}))
+    free = str(next(iter(program.range_constraints)))
+    monkeypatch.setattr(decompositions, "TABLE", {})
+    with pytest.raises(VerifyError, match="ScatterElements"):
+        capture(program, (), shapes={free: 7})

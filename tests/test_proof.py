@@ -1,5 +1,6 @@
 """What decides whether an artefact is right where ONNX Runtime itself is not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,59 @@ def test_in_double(own: float, theirs: float, is_right: bool) -> None:
     assert judged is is_right
     assert error == (pytest.approx(own, rel=1e-2) if is_right else 0.7)
     assert bool(fix) is not is_right
+
+
+def close_call(share: float = 1.0) -> ir.Model:
+    """Row 0 or 1 of a table where the input is zero, which of them is for the last bit to say."""
+    return parse(
+        """g (float[1,4] x) => (float[1,1,3] y) {
+        scaled = Mul(x, share)  d = Add(scaled, b)  v, i = TopK(d, k)  y = Gather(table, i) }""",
+        b=np.float32([[1, np.nextafter(np.float32(1), np.float32(2)), 0, 0]]), table=weight(4, 3),
+        k=np.array([1]), share=np.float32(share),
+    )  # fmt: skip
+
+
+def rounding() -> ir.Model:
+    """The sine of a large number where the input is zero."""
+    return parse(
+        """g (float[1,4] x) => (float[1,4] y) {
+        large = Mul(b, scale)  wave = Sin(large)
+        is_zero = Equal(x, zero)  y = Where(is_zero, wave, x) }""",
+        b=weight(1, 4), scale=np.float32(1e7), zero=np.float32(0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [close_call, rounding])
+def test_a_feed_on_which_the_model_cannot_tell(
+    make: Callable[[], ir.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not count; others do."""
+
+    def lacking(*_: object) -> None:
+        raise UnsupportedError("no such operator")
+
+    model, path = make(), tmp_path / "model.sg"
+    sg.compile(model, output=path, keep_native=True, check=False)
+    if make is rounding:
+        monkeypatch.setattr(double, "run", lacking)
+    true_run, at_zero = proof.InferenceSession.run, [1.0, 0.0]
+
+    def run(self: proof.InferenceSession, _: None, feed: verify.Feed) -> list[np.ndarray]:
+        (y,) = true_run(self, None, feed)
+        return [y + np.float32(at_zero[bool(feed["x"].any())])]
+
+    monkeypatch.setattr(proof.InferenceSession, "run", run)
+    assert proof.prove([model], path, 1)["feeds"] == 2
+    at_zero[1] = 0.1
+    with pytest.raises(VerifyError, match="on feed 1"):
+        proof.prove([model], path, 1)
+
+
+def test_no_feed_on_which_the_model_can_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = close_call(share=0.0), tmp_path / "model.sg"
+    sg.compile(model, output=path, keep_native=True, check=False)
+    make_wrong(monkeypatch, 0.1)
+    with pytest.raises(VerifyError, match=r"rounding decides, on every feed.*check=False"):
+        proof.prove([model], path, 1)

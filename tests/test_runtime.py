@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsegraph import artefact, loading, runtime, targets
+from sparsegraph import artefact, loading, runtime, segments, targets
 from sparsegraph.errors import ArtefactError, UsageError
 from tests import sample_program as sample
 
@@ -343,3 +343,9 @@ def test_run_has_little_overhead(model: Path) -> None:
         session.run(None, feed)
         best = min(best, time.perf_counter() - start)
     assert best < 50e-6  # 15 us are the aim; the bound has room for slow machines
+
+
+@pytest.mark.parametrize("array", [np.zeros(3), np.zeros(0), np.broadcast_to(np.ones(3), (2, 3))])
+def test_addresses(array: np.ndarray) -> None:
+    """Also of arrays that are empty or must not be written to."""
+    assert segments._address(array) == array.ctypes.data

@@ -14,6 +14,7 @@ from sparsegraph.verify import (
     is_mask_input,
     run_onnx,
     sensitivity,
+    tells,
 )
 from tests.passes.check import parse, weight
 
@@ -52,6 +53,18 @@ def test_large_values_stay_where_a_model_can_be_judged_by_them() -> None:
     model = bert()
     given, kept = feeds_for(model), feeds_for(model, session=Session(model))
     assert all(compare(a, b) == 0 for a, b in zip(kept, given))
+
+
+def test_scales_of_a_resize_are_no_weights_to_nudge() -> None:
+    model = parse(
+        """g (float[1,2,3,3] x) => (float[1,2,6,6] y) {
+        r = Resize<mode="nearest">(x, , scales)  y = Mul(r, w) }""",
+        scales=np.float32([1, 1, 2, 2]), w=np.float32(np.ones((2, 1, 1))),
+    )  # fmt: skip
+    feed = feeds_for(model)[1]
+    want = Session(model).run(feed)
+    assert tells(model, feed, want, TOLERANCE)
+    assert not tells(model, feed, want, 1e-9)
 
 
 def test_integer_feeds_stay_inside_the_table() -> None:

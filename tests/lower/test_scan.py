@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsegraph import verify
+from sparsegraph.capture import load
 from sparsegraph.compile import compile
 from tests.passes.check import parse
 
@@ -79,17 +80,13 @@ def test_experts_of_tokens(last: str) -> None:
 
 def test_any_order_is_the_sorted_one() -> None:
     """A router that gates groups of experts: TopK of any order, then a scatter of ones."""
-    made = compile(
-        ir.to_proto(
-            parse(
-                """g (float[4,7] x) => (float[4,2] y, float[4,7] kept) {
-                y, i = TopK<sorted=0>(x, k)  kept = ScatterElements<axis=1>(zeros, i, ones) }""",
-                k=np.array([2]), zeros=np.zeros((4, 7), np.float32),
-                ones=np.ones((4, 2), np.float32),
-            )
-        ),
-        keep_native=True,
+    model = parse(
+        """g (float[4,7] x) => (float[4,2] y, float[4,7] kept) {
+        y, i = TopK<sorted=0>(x, k)  kept = ScatterElements<axis=1>(zeros, i, ones) }""",
+        k=np.array([2]), zeros=np.zeros((4, 7), np.float32), ones=np.ones((4, 2), np.float32),
     )  # fmt: skip
+    assert "sorted" not in load(model).graph.node(0).attributes
+    made = compile(ir.to_proto(model), keep_native=True)
     assert made.fallback_nodes == []
     x = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)
     values, kept = made.run(None, {"x": x})

@@ -171,6 +171,27 @@ def test_messages_of_a_graph(reduce: str, is_included: bool) -> None:
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
+class Counts(torch.nn.Module):
+    """The same of whole numbers."""
+
+    def __init__(self, reduce: str) -> None:
+        super().__init__()
+        self.reduce = reduce
+
+    def forward(self, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        y = torch.full((9, 5), 7)
+        index = to[:, None].expand(-1, 5)
+        return y.scatter_reduce(0, index, x, self.reduce, include_self=False) * 2
+
+
+@pytest.mark.parametrize("reduce", ["sum", "prod", "amax", "amin"])
+def test_whole_numbers(reduce: str) -> None:
+    inputs = torch.randint(-90, 90, (12, 5)), torch.randint(0, 6, (12,))
+    made = compile(Counts(reduce), example_inputs=inputs, keep_native=True)
+    (found,) = made.run(None, feed_of(made, inputs))
+    np.testing.assert_array_equal(found, Counts(reduce)(*inputs).numpy())
+
+
 def feed_of(made: Compiled, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
     names = [i.name for i in made.session.get_inputs()]
     return {n: x.numpy() for n, x in zip(names, inputs)}
