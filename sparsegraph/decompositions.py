@@ -24,6 +24,8 @@ def decomposed(program: Any) -> Any:
 
 def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     """Products of twice as many neighbours in each step (Hillis and Steele, 1986)."""
+    if dtype is None and not (x.dtype.is_floating_point or x.dtype.is_complex):
+        dtype = torch.int64
     x = x if dtype is None else x.to(dtype)
     size = x.shape[dim] if x.dim() else 1
     shift = 1

@@ -68,6 +68,14 @@ def test_products_along_an_axis(dim: int, dtype: Any) -> None:
     assert_native(Products(dim, dtype), torch.rand(1, 13, 6) + 0.5)
 
 
+def test_products_of_whole_numbers() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.cumprod(x, 1) * 2
+
+    assert_native(Net(), torch.randint(-2, 3, (3, 9), dtype=torch.int32))
+
+
 def test_a_program_stays_as_it_was() -> None:
     net, x = Products(1, None).eval(), torch.rand(2, 5, 6)
     program = torch.export.export(net, (x,))
