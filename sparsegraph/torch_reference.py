@@ -15,8 +15,9 @@ from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from sparsegraph.errors import CaptureError, SparsegraphError, VerifyError, brief, message
-from sparsegraph.graph import all_values, is_op, static_shape
+from sparsegraph.graph import is_op, static_shape
 from sparsegraph.verify import (
+    CHOICES,
     TOLERANCE,
     TOLERANCE_HALF,
     Feed,
@@ -95,7 +96,7 @@ class TorchReference:
         if distance <= limit or not tells(model, feed, theirs, limit):
             return
         first = self._first_difference(model, feed, limit)
-        if first is not None and is_op(first, "TopK", "ArgMax", "ArgMin"):
+        if first is not None and is_op(first, *CHOICES):
             return  # of equal values either is right
         found = f"outputs that differ by {distance:.1e} of the largest from PyTorch's"
         if first is None:
@@ -108,8 +109,9 @@ class TorchReference:
 
     def _first_difference(self, model: ir.Model, feed: Feed, limit: float) -> ir.Node | None:
         """The first node one of whose outputs is not PyTorch's, if any inner value tells."""
-        nodes = {str(v.name): n for n in model.graph for v in n.outputs}
-        with tapped(model, [v for v in all_values(model.graph) if v.name in nodes]):
+        values = [v for node in model.graph for v in node.outputs if v.name]
+        nodes = {str(v.name): v.producer() for v in values}
+        with tapped(model, values):
             found = Session(model).run(feed)
         first = self._first(feed, lambda n, v: n in found and compare(found[n], v) > limit)
         return None if first is None else nodes[first]

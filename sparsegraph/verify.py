@@ -22,6 +22,7 @@ Outputs = dict[str, np.ndarray]
 TOLERANCE = 1e-4  # max|a-b| / max|b| for fp32, the project's bar
 TOLERANCE_HALF = 2e-2  # fp16: 11 significant bits, some ten roundings in a row
 TOLERANCE_ROUNDED = 1.2e-3  # fp32 rounded to fp16 in the end: one step of 2^-10
+CHOICES = ("TopK", "ArgMax", "ArgMin")  # operators that take the best of several values
 LARGE = 30.0  # standard deviation of the large-value feed
 _N_NUDGES = 4  # where a model jumps between two outputs, one draw in two shows nothing
 _BY_REFERENCE_BYTES = 1024
@@ -217,7 +218,7 @@ def tells(model: ir.Model, feed: Feed, want: Outputs, limit: float) -> bool:
 
 def chooses(model: ir.Model) -> bool:
     """True for outputs that depend on which of several values is the largest."""
-    return any(is_op(node, "TopK", "ArgMax", "ArgMin") for node in model.graph.all_nodes())
+    return any(is_op(node, *CHOICES) for node in model.graph.all_nodes())
 
 
 def _with_nudged_weights(model: ir.Model, seed: int) -> ir.Model:
