@@ -27,7 +27,7 @@ from sparsegraph import targets
 from sparsegraph.errors import UnsupportedError
 
 MODELS = ("resnet18", "minilm")
-MACHINES = ("aarch64", "aarch64-sve256", "riscv64", "riscv64-v128", "wasm")
+MACHINES = ("aarch64", "aarch64-sve256", "armv7", "riscv64", "riscv64-v128", "wasm")
 DENSITY = 0.1
 BAR = 0.30
 HERE = Path(__file__).parent

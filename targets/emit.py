@@ -354,6 +354,8 @@ def compile_module(functions: dict[str, Any], target: Target) -> Any:
         built = tvm.get_global_func("target.build.llvm")(module, llvm)
     if target.sve_bits:
         return _with_sve_length(built, target.sve_bits)
+    if target.function_attributes:
+        return _with_attributes(built, target.function_attributes)
     return _with_entries(built, functions) if target.output == "ptx" else built
 
 
@@ -383,6 +385,18 @@ def _with_sve_length(module: Any, bits: int) -> Any:
         str(module.inspect_source("ll")),
     )
     assert n, "TVM declared no SVE length"
+    return _reloaded(text)
+
+
+def _with_attributes(module: Any, attributes: Sequence[str]) -> Any:
+    """The LLVM module, already optimised, with `attributes` on every function."""
+    text, n = re.subn(
+        r"^(attributes #\d+ = \{)",
+        rf"\1 {' '.join(attributes)}",
+        str(module.inspect_source("ll")),
+        flags=re.MULTILINE,
+    )
+    assert n, "TVM declared no attributes"
     return _reloaded(text)
 
 

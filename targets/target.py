@@ -80,6 +80,7 @@ class Target:
         emulator: command that runs a program of this machine elsewhere, or empty.
         code_features: features that LLVM has to be told beside `cpu`, for families whose
             processor names leave them open.
+        function_attributes: what LLVM has to be told about every function.
         abi: LLVM's name of the calling convention where the triple leaves it open.
         sve_bits: least length of the SVE registers that code counts on; 0: vectors are NEON's.
         known_features: all features of the family.
@@ -121,6 +122,7 @@ class Target:
     linker: tuple[str, ...]
     emulator: tuple[str, ...] = ()
     code_features: tuple[str, ...] = ()
+    function_attributes: tuple[str, ...] = ()
     abi: str = ""
     sve_bits: int = 0
     known_features: tuple[Feature, ...] = field(default=(), repr=False)
