@@ -277,7 +277,7 @@ def _row(
         density=pattern.density,
         n_zero=pattern.n_zero,
         macs=layer.macs(),
-        format=choice.weight if choice else "dense",
+        format=choice.format if choice else "dense",
         break_even=choice.break_even if choice else 0.0,
         speedup=choice.speedup if choice else 1.0,
         reason=never or _why_dense(choice, pattern.density),

@@ -336,7 +336,7 @@ class Builder:
             "op": node.op_type,
             "weight": list(shape),
             "density": density,
-            "format": choice.weight,
+            "format": choice.format,
             "break_even": choice.break_even,
             "macs": macs,
             "estimate": choice.cost,

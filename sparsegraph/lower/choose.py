@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from sparsegraph.formats import ALIKE
 from sparsegraph.lower import cost
 from sparsegraph.lower.problem import Choice, Operands, Problem
+from sparsegraph.targets.kernels.panel_product import VECTORS
 from sparsegraph.targets.kernels.slots import ROWS
 from sparsegraph.targets.layout import passes
 from sparsegraph.targets.target import Target
@@ -27,6 +28,7 @@ _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 
 # more it costs to load and store partial sums once per tile.
 _L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
 _GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.2), (0.035, 2.0), (0.0, 4.6))
+_PANEL_LANES = 8  # of shorter vectors points waste few
 _JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
 _WHOLE = 0.95  # of the level 1 cache: a gathered panel up to this is not cut (up to 8 % faster)
 _WIDEST, _WIDE_PASS = 8, 4  # vectors of a tile that is one pass or two, and of the passes of others
@@ -70,13 +72,22 @@ def smallest(problem: Problem, target: Target) -> Choice:
 
 def unstructured(problem: Problem, target: Target) -> list[Choice]:
     """Ways that read every weight."""
-    return [dense(problem, target), *(winograd(problem, m, target) for m in problem.patches)]
+    ways = [dense(problem, target), *panels(problem, target)]
+    return ways + [winograd(problem, m, target) for m in problem.patches]
 
 
 def dense(problem: Problem, target: Target) -> Choice:
     """Every weight, zero or not."""
     group, split = _dense_blocks(problem, target)
     return Choice("dense", group, split, _column_tile(problem, split, 1.0, target))
+
+
+def panels(problem: Problem, target: Target) -> list[Choice]:
+    """Every weight, with rows in the lanes, where that may pay."""
+    is_plain = problem.gather is None and not problem.single and target.joined == 1
+    if not is_plain or target.shuffle_lanes < _PANEL_LANES:
+        return []
+    return [Choice("panels", VECTORS * target.lanes, (problem.vectors,), problem.columns)]
 
 
 def winograd(problem: Problem, m: int, target: Target) -> Choice:

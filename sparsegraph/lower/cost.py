@@ -20,6 +20,7 @@ from typing import Any
 
 from sparsegraph.lower.problem import Choice, Problem
 from sparsegraph.lower.windows import FLAT, strip_of
+from sparsegraph.targets.kernels.panel_product import most_points
 from sparsegraph.targets.kernels.product import computed_points
 from sparsegraph.targets.kernels.winograd import patches
 from sparsegraph.targets.layout import point_block
@@ -34,6 +35,7 @@ _LOOP = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")  # n
 _LINE = 16  # float32 values in a cache line
 _ANOTHER_IMAGE = 0.25  # of what a vector of weights costs with the first, loading it included
 _CODED_BYTES = 6  # value and column of one non-zero weight
+_TURN = 4  # multiply-adds that turning a vector of sums takes
 _UNFOLD_NS = 0.2  # ONNX Runtime copies a volume's windows, per element: 0.12 to 0.27 on Zen 5
 
 
@@ -122,6 +124,8 @@ def counts(problem: Problem, choice: Choice, target: Target) -> Iterator[tuple[s
         n_bytes = 4.0 * problem.rows * problem.columns
         vectors = n_bytes / 4 / target.lanes * (1 + _ANOTHER_IMAGE * (problem.images - 1))
         yield "vector", {"fma": vectors, "far": n_bytes / 64 * _beyond(n_bytes, target)}
+    elif choice.weight == "panels":
+        yield "dense", _panels(problem, choice, target)
     else:
         yield choice.weight, _product(problem, choice, target)
 
@@ -168,6 +172,26 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
         n[f"{kind}_vector"] = float(points * p.columns)
         n[f"{kind}_row"] = float(tiles * p.columns)
     return n
+
+
+def _panels(p: Problem, c: Choice, target: Target) -> Counts:
+    """Counts of one `PanelProduct` call."""
+    panels, points = math.ceil(p.rows / c.group), float(p.images * p.points)
+    passes = math.ceil(points / most_points(target))
+    vectors = panels * c.group / target.lanes
+    stream = 4.0 * panels * c.group * p.columns * p.tiles(target.lanes)
+    activations = 4.0 * p.images * (p.source * p.channels + p.points * p.rows)
+    return {
+        "call": 1.0,
+        "fma": points * vectors * (p.columns + _TURN),
+        "load": passes * vectors * p.columns,
+        "value": points * panels * p.columns,
+        "group": float(passes * panels),
+        "store": points * vectors,
+        "stream": stream / 64,
+        "stream_far": stream / 64 * _beyond(stream, target),
+        "read_far": points / _LINE * p.channels * _beyond(activations, target),
+    }
 
 
 def _vectors(p: Problem, target: Target) -> float:

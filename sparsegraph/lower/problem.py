@@ -106,8 +106,9 @@ class Choice:
     """How one product is computed.
 
     Attributes:
-        weight: `dense`, `coded`, `slots` (the same of single points), or `winograd-M` with patches
-            of M x M; `winograd-M,T` where the kernel is T x T in each phase of a stride.
+        weight: `dense`, `panels` (dense with rows in the lanes), `coded`, `slots` (the same of
+            single points), or `winograd-M` with patches of M x M; `winograd-M,T` where the kernel
+            is T x T in each phase of a stride.
         group: rows that share activation loads.
         split: vectors per pass over a tile of points; of tiles that were joined more than the
             problem's.
@@ -131,6 +132,11 @@ class Choice:
         """The choice itself: `coded 2x4 tile 512`."""
         passes = "+".join(map(str, self.split))
         return f"{self.weight} {self.group}x{passes} tile {self.tile}"
+
+    @property
+    def format(self) -> str:
+        """What is stored: in panels a dense weight."""
+        return "dense" if self.weight == "panels" else self.weight
 
     @property
     def cost(self) -> float:

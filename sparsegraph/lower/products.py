@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from sparsegraph import formats
 from sparsegraph.graph import attribute, constant, float_attribute, int_attribute
-from sparsegraph.lower import direct, expand, problem, regions, single_point, winograd
+from sparsegraph.lower import direct, expand, panels, problem, regions, single_point, winograd
 from sparsegraph.lower.builder import (
     Builder,
     Declined,
@@ -370,6 +370,11 @@ def step_product(
         matrix = weight.reshape(len(weight), columns)
         single_point.step_vector_product(b, nodes, name, x, matrix, full_bias, to, region, choice)
         b.describe(nodes[0], weight.shape, density, choice, weight.size * y.images)
+        return
+    if choice.weight == "panels":
+        matrix = weight.reshape(len(weight), columns)
+        panels.step_panels(b, nodes, x, matrix, full_bias, to, region)
+        b.describe(nodes[0], weight.shape, density, choice, layer.macs)
         return
     if choice.weight == "coded" and step is not None and window is not None:
         in_place = direct.kernel_of(b, x, to, weight, window, region)
