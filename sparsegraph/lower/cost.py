@@ -35,6 +35,7 @@ _LOOP = ("fma", "load", "value", "mac", "tail", "transform2", "transform4")  # n
 _LINE = 16  # float32 values in a cache line
 _ANOTHER_IMAGE = 0.25  # of what a vector of weights costs with the first, loading it included
 _CODED_BYTES = 6  # value and column of one non-zero weight
+_UNDER_WAY = 8.0  # multiply-adds that start while one is under way; fewer sums wait for it
 _TURN = 4  # multiply-adds that turning a vector of sums takes
 _UNFOLD_NS = 0.2  # ONNX Runtime copies a volume's windows, per element: 0.12 to 0.27 on Zen 5
 
@@ -177,13 +178,14 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
 def _panels(p: Problem, c: Choice, target: Target) -> Counts:
     """Counts of one `PanelProduct` call."""
     panels, points = math.ceil(p.rows / c.group), float(p.images * p.points)
-    passes = math.ceil(points / most_points(target))
+    passes = p.tiles(target.lanes) * math.ceil(points / p.tiles(target.lanes) / most_points(target))
     vectors = panels * c.group / target.lanes
+    sums = max(points * vectors, passes * panels * _UNDER_WAY)
     stream = 4.0 * panels * c.group * p.columns * p.tiles(target.lanes)
     activations = 4.0 * p.images * (p.source * p.channels + p.points * p.rows)
     return {
         "call": 1.0,
-        "fma": points * vectors * (p.columns + _TURN),
+        "fma": sums * p.columns + points * vectors * _TURN,
         "load": passes * vectors * p.columns,
         "value": points * panels * p.columns,
         "group": float(passes * panels),

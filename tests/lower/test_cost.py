@@ -93,6 +93,30 @@ def test_small_layers_are_stored_in_half_the_bytes_or_less(
     assert found.ms <= cost.ours_ms(case, dense, machine) + choose.UNNOTICED_MS
 
 
+@pytest.mark.parametrize(
+    ("target", "points", "columns", "weight"),
+    [("x86-64-v4", 49, 512, "panels"), ("x86-64-v3", 49, 512, "panels"),
+     ("x86-64-v4", 196, 512, "panels"), ("x86-64-v4", 16, 512, "panels"),
+     ("x86-64-v4", 32, 512, "dense"), ("x86-64-v4", 64, 512, "dense"),
+     ("x86-64-v3", 56, 512, "dense"), ("x86-64-v4", 49, 8, "dense"),
+     ("aarch64", 49, 512, "dense"), ("a64fx", 49, 512, "dense"),
+     ("riscv64-v256", 49, 512, "dense")],
+)  # fmt: skip
+def test_rows_are_in_the_lanes_where_points_would_waste_them(
+    target: str, points: int, columns: int, weight: str
+) -> None:
+    """Not where they fill them, nor for few columns, nor where turning squares takes too long."""
+    machine = targets.get(target)
+    x, y = (blocked(1, n, points, 1, machine) for n in (columns, 512))
+    case = problem.of(Operands(np.ones((512, columns), np.float32), x, y, None), machine)
+    way = choose.choose(case, machine)
+    assert (way.weight, way.format) == (weight, "dense")
+    assert way.ms == cost.ours_ms(case, way, machine)
+    assert bool(choose.panels(case, machine)) == (weight == "panels" or columns == 8)
+    gathered = dataclasses.replace(case, gather=gather.FLAT)
+    assert not choose.panels(gathered, machine)
+
+
 def test_onnx_runtime_copies_the_windows_of_volumes() -> None:
     maps = dataclasses.replace(product(64, 64, 2048), taps=27)
     volumes = dataclasses.replace(maps, is_unfolded=True)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
+from sparsegraph.targets import runs_here
 from sparsegraph.targets.layout import point_block
 from sparsegraph.targets.target import Target
 
@@ -26,6 +27,7 @@ MODELS = [
     ("deit_tiny", {"batch": 1}),
     ("digits_cnn", {"batch": 3}),
 ]
+X86 = [name for name in ("x86-64-v3", "x86-64-v4") if runs_here(targets.get(name))]
 REAL = ["ppocr_v2_cls", "ppocr_v4_det", "ppocr_v4_rec", "ppocr_v6_det", "ppocr_v6_rec"]
 
 
@@ -104,6 +106,36 @@ def test_patches_become_features(stride: int, density: float) -> None:
     )  # fmt: skip
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     compiled = compile(proto, check=False, fallback=False)
+    expected = verify.run_onnx(load(proto), {"x": x})
+    assert verify.compare({"y": compiled.run(None, {"x": x})[0]}, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("target", X86)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [3, 7, 9])
+def test_maps_of_few_points_have_rows_in_the_lanes(size: int, threads: int, target: str) -> None:
+    """A residual, an activation behind it, and rows that do not fill their last panel."""
+    rng = np.random.default_rng(size)
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) / 16
+        for name, shape in (("a", (318, 256, 1, 1)), ("b", (318, 318, 1, 1)), ("c", (318,)))
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["s"]), helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("Conv", ["r", "b", "c"], ["t"]),
+        helper.make_node("Add", ["t", "r"], ["u"]), helper.make_node("Sigmoid", ["u"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "blocks", [helper.make_tensor_value_info("x", 1, (2, 256, size, size))],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(w, name) for name, w in weights.items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    compiled = compile(proto, check=False, keep_native=True, target=target, threads=threads)
+    x = rng.standard_normal((2, 256, size, size)).astype(np.float32)
+    steps = compiled.session.profile({"x": x})
+    assert sum("panels" in step.kernel for step in steps) == 2
+    assert {layer["format"] for layer in compiled.manifest.layers} == {"dense"}
     expected = verify.run_onnx(load(proto), {"x": x})
     assert verify.compare({"y": compiled.run(None, {"x": x})[0]}, expected) <= 1e-5
 
