@@ -32,8 +32,8 @@ _CODE = (
     "formats.py", "lower/direct.py", "lower/panels.py", "lower/products.py",
     "lower/single_point.py", "lower/winograd.py", "targets/emit.py", "targets/layout.py",
     "targets/kernels/direct.py", "targets/kernels/gather.py", "targets/kernels/panel_product.py",
-    "targets/kernels/product.py", "targets/kernels/slots.py", "targets/kernels/vector_product.py",
-    "targets/kernels/winograd.py",
+    "targets/kernels/phases.py", "targets/kernels/product.py", "targets/kernels/slots.py",
+    "targets/kernels/vector_product.py", "targets/kernels/winograd.py",
 )  # fmt: skip
 """Sources that decide what a kernel does; another state of them needs other measurements."""
 

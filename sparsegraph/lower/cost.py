@@ -172,6 +172,8 @@ def _product(p: Problem, c: Choice, target: Target) -> Counts:
         kind = "flat" if p.gather == FLAT else f"step{min(p.gather, 2)}"
         n[f"{kind}_vector"] = float(points * p.columns)
         n[f"{kind}_row"] = float(tiles * p.columns)
+        if p.gather == FLAT and p.source > 2 * p.points:  # even and odd points apart first
+            n["flat_vector"] += p.images * p.channels * p.source / target.lanes
     return n
 
 

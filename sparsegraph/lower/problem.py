@@ -26,7 +26,7 @@ class Problem:
     Attributes:
         vectors: vectors in one tile of points.
         row: elements between rows of the activation panel.
-        gather: None where the activations lie as the kernel reads them, else `windows.step_of`.
+        gather: None where the activations lie as the kernel reads them, else `windows.gather_of`.
         density: share of non-zero weights.
         shared: neighbouring rows that have the same zeros (`formats.shared_rows`).
         source: points of one image of the input.
@@ -160,7 +160,7 @@ def of(operands: Operands, target: Target) -> Problem:
     """What the time of a product depends on."""
     weight, x, y, window = operands.weight, operands.x, operands.y, operands.window
     gathered = window is not None and not window.is_pointwise
-    gather = windows.step_of(window, x, target) if window is not None and gathered else None
+    gather = windows.gather_of(window, x, target) if window is not None and gathered else None
     density = float(np.count_nonzero(weight)) / max(1, weight.size)
     row = x.row if gather is None else panel_row(gather, y.block, target.lanes, target.panel_line)
     patches: tuple[int, ...] = ()

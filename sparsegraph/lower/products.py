@@ -21,9 +21,10 @@ from sparsegraph.lower.elementwise import feature_kind, operand
 from sparsegraph.lower.gather import tables
 from sparsegraph.lower.matrices import lower_matrices
 from sparsegraph.lower.movement import emit_call
-from sparsegraph.lower.windows import ONE, Window, step_of, window_of
+from sparsegraph.lower.windows import ONE, Phased, Window, gather_of, phased, window_of
 from sparsegraph.program import Arg, Ref, Scratch
 from sparsegraph.targets.kernels import movement
+from sparsegraph.targets.kernels.phases import PHASES, Phases
 from sparsegraph.targets.kernels.product import BYTES, UNIT, Product, computed_points, joined
 from sparsegraph.targets.kernels.slots import MOST_COLUMNS
 from sparsegraph.targets.kernels.vector_product import MOST_IMAGES
@@ -351,7 +352,7 @@ def step_product(
     lanes, target = b.target.lanes, b.target
     y = to.fm
     taps = int(np.prod(weight.shape[2:], dtype=np.int64))
-    step = None if window is None or window.is_pointwise else step_of(window, x.fm, target)
+    step = None if window is None or window.is_pointwise else gather_of(window, x.fm, target)
     columns = int(np.prod(weight.shape[1:], dtype=np.int64))
     planes, plain = region is None or _in_planes(b, region), single_point.is_plain(region)
     operands = problem.Operands(weight, x.fm, y, window, planes, plain)
@@ -382,6 +383,9 @@ def step_product(
             direct.step_direct(b, nodes, in_place, x, weight, full_bias, to, region)
             b.describe(nodes[0], weight.shape, density, choice, layer.macs)
             return
+    apart = None if window is None else phased(window, x.fm, target)
+    if apart is not None:
+        x, window = _phases(b, name, x, apart), apart
     n = sum(choice.split) * lanes // y.block  # tiles that are computed as one
     assert n == 1 or y.is_planar
     y = replace(y, block=n * y.block, tile=n * y.tile)
@@ -438,6 +442,18 @@ def step_product(
         detail=f"{choice.weight} {density:.1%} non-zero, {y.points} points",
     )  # fmt: skip
     b.describe(nodes[0], weight.shape, density, choice, macs)
+
+
+def _phases(b: Builder, name: str, x: Stored, window: Phased) -> Stored:
+    """The phases of x, four planes a channel."""
+    fm, kernel = x.fm, Phases(b.target.shuffle_lanes)
+    row = PHASES * window.plane
+    layout = replace(fm, points=math.prod(window.out), image=fm.features * row, row=row, offset=0)
+    to = replace(x, ref=b.temporary(f"{name}.phases", 4 * layout.size), layout=layout)
+    args: list[Arg] = [to.address, layout.image, row, x.address, fm.image, fm.row]
+    args += [window.plane, *window.size, fm.features]
+    b.step(kernel, args, fm.images * fm.features, detail="even and odd rows and columns apart")
+    return to
 
 
 def _in_planes(b: Builder, region: regions.Region) -> bool:

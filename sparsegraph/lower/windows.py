@@ -1,4 +1,4 @@
-"""How a convolution or a pool walks over a map. Geometry only; no kernels are imported."""
+"""How a convolution or a pool walks over a map. Geometry only."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsegraph.errors import Declined
 from sparsegraph.graph import attribute, int_attribute, ints_attribute, is_op, static_shape
+from sparsegraph.targets.kernels.phases import Phases
 from sparsegraph.targets.layout import FeatureMajor
 from sparsegraph.targets.target import Target
 
@@ -89,7 +90,8 @@ class Window:
     def is_patches(self) -> bool:
         """True if the windows tile the map: no pixel is read twice and none is left out."""
         tiles = all(d % k == 0 for d, k in zip((self.depth.size, *self.size), self.taps))
-        return tiles and self.taps == self._strides != (1, 1, 1) and not any(self._pads)
+        is_whole = not any(self._pads) and (self.depth.dilation, *self.dilation) == (1, 1, 1)
+        return tiles and is_whole and self.taps == self._strides != (1, 1, 1)
 
     @property
     def is_shift(self) -> bool:
@@ -135,6 +137,47 @@ class Window:
         tz, ty = divmod(ty, self.kernel[0])
         z = tz * self.depth.dilation - self.depth.before
         return z, ty * self.dilation[0] - self.pads[0], tx * self.dilation[1] - self.pads[1]
+
+
+@dataclass(frozen=True)
+class Phased(Window):
+    """A window of stride 2 over maps whose even and odd rows and columns lie apart.
+
+    Every tap reads one of the phases, from all points of the result at one distance.
+
+    Attributes:
+        plane: elements from one phase to the next.
+    """
+
+    plane: int = 0
+
+    @property
+    def is_shift(self) -> bool:
+        return True
+
+    def distance(self, tap: int) -> int:
+        _, y, x = self._first(tap)
+        (down, row), (across, column) = divmod(y, 2), divmod(x, 2)
+        return (2 * row + column) * self.plane + down * self.out[1] + across
+
+
+def phased(window: Window, x: FeatureMajor, target: Target) -> Phased | None:
+    """The window over the phases of x, where their rows are as long as the result's.
+
+    With short vectors it saves nothing (instructions of ResNet-18: NEON +0.2 %, SVE -1.4 %) and
+    would take memory.
+    """
+    suits = window.stride == (2, 2) and window.n_taps > 1 and window.depth == ONE
+    suits = suits and window.out[1] == -(-window.size[1] // 2)
+    if not suits or not x.is_planar or target.lanes < 8:
+        return None
+    plane = Phases(target.shuffle_lanes).plane(*window.size)
+    return Phased(**vars(window), plane=plane)
+
+
+def gather_of(window: Window, x: FeatureMajor, target: Target) -> int:
+    """`Product.gather` of a product that may read phases."""
+    return FLAT if phased(window, x, target) else step_of(window, x, target)
 
 
 def step_of(window: Window, x: FeatureMajor, target: Target) -> int:

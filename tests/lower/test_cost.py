@@ -179,7 +179,7 @@ def test_a_machine_that_was_never_measured_takes_half_the_bytes_of_a_single_poin
 def test_a_gathered_panel_that_fits_is_not_cut() -> None:
     stem = convolution(64, 3, 224, 7, 2)
     assert choose.dense(stem, V3).tile == stem.columns
-    assert choose.dense(convolution(64, 4, 224, 7, 2), V3).tile < 4 * 49
+    assert choose.dense(convolution(64, 6, 224, 7, 2), V3).tile < 6 * 49
     assert choose.dense(product(1024, 240, 384), V3).tile < 240  # not gathered
 
 
@@ -198,6 +198,14 @@ def test_gathering_is_not_free() -> None:
     assert (direct.gather, strided.gather) == (None, 2)
     assert direct.macs == strided.macs
     assert choose.choose(strided, V3).ms > choose.choose(direct, V3).ms
+
+
+def test_laying_even_and_odd_points_apart_is_not_free() -> None:
+    strided = convolution(128, 32, 56, 3, 2)
+    plain = dataclasses.replace(strided, source=strided.points)
+    choice = choose.coded(strided, V3)
+    (counts, free) = (dict(cost.counts(p, choice, V3))["coded"] for p in (strided, plain))
+    assert counts["flat_vector"] - free["flat_vector"] == 32 * 56 * 56 / V3.lanes
 
 
 def test_candidates_start_with_the_choice_and_differ() -> None:
