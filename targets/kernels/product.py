@@ -232,6 +232,7 @@ class _Emitter:
         self.segment = target.segment
         self.joins_pairs = target.joined > 1
         self.chains = target.chains
+        self.indices_ahead = target.indices_ahead
         self.is_short = target.n_registers <= 16
 
     def run(self) -> None:
@@ -524,9 +525,9 @@ class _Emitter:
 
 
 class _Quads:
-    """Reads the two streams of `coded` four entries at a time, one quad ahead.
+    """Reads the two streams of `coded` four entries at a time: values one quad ahead, indices more.
 
-    Addresses that wait for a load of this turn would hold up the loads behind them (1 to 5 %).
+    Addresses that wait for a load hold up the loads behind them: see `Target.indices_ahead`.
 
     Eight scalar loads per quad would take as many load slots as half its activations do. The quad
     of values is repeated over the vector and carried through the loop, so that LLVM splats it
@@ -552,8 +553,10 @@ class _Quads:
         )
         self.is_ahead = not emitter.spec.narrow and emitter.spec.group < ALIKE
         if self.is_ahead:
-            self.word = Cell("int64")
-            self.load_columns()
+            at = bind(self.column.get())
+            self.words = [Cell("int64") for _ in range(emitter.indices_ahead)]
+            for i, word in enumerate(self.words):
+                word.set(self._word(at + i))
         if self.is_wide:
             self.quad = Cell("float32", self.lanes)
             self.load_values()
@@ -567,9 +570,13 @@ class _Quads:
                 row = bind(row)
                 for point in range(0, self.e.spec.block, LINE):
                     emit.prefetch(panel, row + point, is_written=False)
-        if self.is_ahead:
-            return self._places(self._parts(bind(self.word.get())))
-        return self._places(self._indices(at))
+        if not self.is_ahead:
+            return self._places(self._indices(at))
+        parts = self._parts(bind(self.words[0].get()))
+        for word, following in pairwise(self.words):
+            word.set(following.get())
+        self.words[-1].set(self._word(at + len(self.words)))
+        return self._places(parts)
 
     def _places(self, parts: list[Expr]) -> list[_Place]:
         if self.e.spec.near and self.e.spec.unit == BYTES:
@@ -601,13 +608,11 @@ class _Quads:
     def advance(self) -> None:
         """Go on to the next four values."""
         self.value.set(self.value.get() + QUAD)
-        self.load_columns()
         if self.is_wide:
             self.load_values()
 
-    def load_columns(self) -> None:
-        if self.is_ahead:
-            self.word.set(load(self.e.a["column_index"], self.column.get()))
+    def _word(self, quad: Expr) -> Expr:
+        return load(self.e.a["column_index"], quad)
 
     def load_values(self) -> None:
         values, start = self.e.a["values"], bind(self.value.get())

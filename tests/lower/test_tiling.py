@@ -24,8 +24,8 @@ def pruned(name: str, pattern: str, density: float, **sizes: int) -> onnx.ModelP
     [
         ("x86-64-v3", "4x1", 0.1, 3, 48), ("x86-64-v3", "2x1", 0.1, 4, 48),
         ("x86-64-v3", "unstructured", 0.1, 4, 48), ("x86-64-v3", "4x1", 0.9, 4, 48),
-        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 2, 48),
-        ("x86-64-v4", "unstructured", 0.25, 2, 48), ("x86-64-v4", "unstructured", 0.4, 4, 48),
+        ("x86-64-v3", "4x1", 0.1, 4, 46), ("x86-64-v4", "4x1", 0.1, 4, 48),
+        ("x86-64-v4", "unstructured", 0.25, 4, 48), ("x86-64-v4", "unstructured", 0.4, 4, 48),
         ("x86-64-v4", "unstructured", 0.9, 4, 48), ("aarch64", "unstructured", 0.1, 8, 48),
         ("riscv64-v128", "4x1", 0.1, 4, 48),
     ],
@@ -38,13 +38,12 @@ def test_tiles_follow_the_zeros_of_most_weights(
     assert tiled_for(layers, targets.get(name)).tile_vectors[0] == first
 
 
-def test_few_non_zeros_take_tiles_of_two_vectors_with_avx512() -> None:
-    """Of 49 points three vectors and a short one; up to three vectors are one tile anyway."""
-    target = targets.get("x86-64-v4")
-    sparse = tiled(0.1, target)
-    points = (16, 48, 49, 64, 100, 196)
-    assert [point_block(p, target) // 16 for p in points] == [1, 3, 4, 4, 7, 13]
-    assert [point_block(p, sparse) // 16 for p in points] == [1, 3, 2, 2, 2, 2]
+@pytest.mark.parametrize(("density", "tile"), [(0.1, 4), (0.25, 4), (0.26, 13), (1.0, 13)])
+def test_few_non_zeros_take_tiles_of_four_vectors_with_avx512(density: float, tile: int) -> None:
+    """Not one of thirteen for a map of 14x14; up to four vectors are one tile anyway."""
+    tiles = tiled(density, targets.get("x86-64-v4"))
+    points = (16, 48, 49, 64, 128, 196)
+    assert [point_block(p, tiles) // 16 for p in points] == [1, 3, 4, 4, 4, tile]
 
 
 @pytest.mark.parametrize("density", [1.0, 0.4])
