@@ -26,8 +26,9 @@ _BLOCKS = {4: (3, (4,)), 5: (2, (5,)), 6: (2, (6,)), 7: (3, (4, 3)), 8: (3, (4, 
 
 # Panel of one column tile relative to the level 1 cache, by least density: the fewer values, the
 # more it costs to load and store partial sums once per tile.
-_L1_SHARE = ((0.15, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
-_GATHERED_L1_SHARE = ((0.15, 0.75), (0.07, 1.2), (0.035, 2.0), (0.0, 4.6))
+_L1_SHARE = ((0.6, 0.75), (0.07, 1.02), (0.035, 2.0), (0.0, 4.6))
+_GATHERED_L1_SHARE = ((0.6, 0.75), (0.15, 1.02), (0.07, 1.2), (0.035, 2.0), (0.0, 4.6))
+_ALIKE_L2_SHARE = 0.5
 _PANEL_LANES = 8  # points leave few of shorter vectors empty
 _FULL = 1.02  # lanes per point of tiles that are as good as full
 _JOINED = 8  # vectors of sums where they are joined: half of the registers, more spill
@@ -112,7 +113,11 @@ def coded(problem: Problem, target: Target) -> Choice:
         return _in_fewest_bytes(ways, _unnoticed(best, problem, target), problem)
     problem = _joined(problem, target)
     group, split = _coded_blocks(problem, target)
-    tile = _column_tile(problem, split, problem.density / min(problem.shared, group), target)
+    panel = 4 * problem.row_of_pass(split) * problem.columns
+    if group == ALIKE and problem.gather is None and panel <= _ALIKE_L2_SHARE * target.l2_bytes:
+        tile = problem.columns  # four rows share a load: level 2 keeps up, and no sums wait
+    else:
+        tile = _column_tile(problem, split, problem.density / min(problem.shared, group), target)
     return Choice("coded", group, split, tile)
 
 
