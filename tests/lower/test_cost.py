@@ -183,6 +183,22 @@ def test_a_gathered_panel_that_fits_is_not_cut() -> None:
     assert choose.dense(product(1024, 240, 384), V3).tile < 240  # not gathered
 
 
+@pytest.mark.parametrize(
+    ("columns", "shared", "density", "tile"),
+    [
+        (768, 4, 0.2, 768), (2048, 4, 0.2, 2048), (4096, 4, 0.2, 256),
+        (768, 1, 0.2, 128), (768, 1, 0.7, 96), (768, 2, 0.2, 128),
+    ],
+)  # fmt: skip
+def test_panels_fit_the_cache_that_keeps_up(
+    columns: int, shared: int, density: float, tile: int
+) -> None:
+    """Half of level 2 for four rows alike, else level 1; of dense rows less of it."""
+    machine = targets.get("x86-64-v4")
+    case = Problem(64, columns, 1, 1, 384, 4, 64, None, density, shared, 384, (1, 384))
+    assert choose.coded(case, machine).tile == tile
+
+
 def test_a_short_vector_counts_as_half_of_one() -> None:
     machine = targets.get("x86-64-v4")
     fma = {}
